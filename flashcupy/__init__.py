@@ -1,0 +1,35 @@
+"""Exact attention for arrays: forward, backward and block-sparse, in memory linear in the sequence length."""
+
+from flashcupy import reference
+from flashcupy._version import __version__
+from flashcupy.api import attention, attention_bwd, attention_fwd, explain, warmup
+from flashcupy.block_mask import BlockMask
+from flashcupy.cpu import num_threads, set_num_threads
+from flashcupy.errors import UnsupportedError
+from flashcupy.merge import merge_attention
+from flashcupy.residuals import AttentionResiduals
+from flashcupy.results import AttentionGrads, Explanation
+from flashcupy.spec import AttentionSpec
+from flashcupy.varlen import attention_varlen, attention_varlen_bwd, attention_varlen_fwd
+
+__all__ = [
+    "AttentionGrads",
+    "AttentionResiduals",
+    "AttentionSpec",
+    "BlockMask",
+    "Explanation",
+    "UnsupportedError",
+    "__version__",
+    "attention",
+    "attention_bwd",
+    "attention_fwd",
+    "attention_varlen",
+    "attention_varlen_bwd",
+    "attention_varlen_fwd",
+    "explain",
+    "merge_attention",
+    "num_threads",
+    "reference",
+    "set_num_threads",
+    "warmup",
+]

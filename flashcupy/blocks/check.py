@@ -1,0 +1,114 @@
+"""Invariants of the lists, and figures about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from flashcupy.blocks import bits as bitops
+from flashcupy.blocks.lists import FULL, BlockLists, entries, transpose
+
+
+def equal(a: BlockLists, b: BlockLists) -> bool:
+    """Compare lists array by array, which the normal form makes the same as comparing masks."""
+    arrays_a, arrays_b = a.trimmed().arrays(), b.trimmed().arrays()
+    return a.grid == b.grid and all(np.array_equal(arrays_a[name], arrays_b[name]) for name in arrays_a)
+
+
+def check(lists: BlockLists, transposed: BlockLists | None) -> None:
+    """Raise ValueError naming the first broken invariant."""
+    for checks in (_indptr_errors(lists), _index_errors(lists), _pattern_errors(lists)):
+        for broken, message in checks:
+            if broken:
+                raise ValueError(message)
+    if transposed is not None and not equal(transposed, transpose(lists)):
+        raise ValueError("the transposed lists are not those of the transposed mask")
+
+
+def _indptr_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
+    rows = lists.grid.rows
+    for kind in ("full", "partial"):
+        indptr, indices = getattr(lists, f"{kind}_indptr"), getattr(lists, f"{kind}_indices")
+        yield indptr.dtype != np.int64 or indptr.shape != (rows + 1,), f"{kind}_indptr must be int64 ({rows + 1},)"
+        yield indices.dtype != np.int32 or indices.ndim != 1, f"{kind}_indices must be int32 and 1-D"
+        yield indptr[0] != 0 or (np.diff(indptr) < 0).any(), f"{kind}_indptr must rise from 0"
+        yield indptr[-1] > len(indices), f"{kind}_indptr ends at {indptr[-1]}, past the {len(indices)} {kind}_indices"
+    words = (lists.grid.block_q, bitops.words(lists.grid.block_k))
+    yield (
+        lists.bits.dtype != np.uint32 or lists.bits.shape[1:] != words,
+        f"bits must be uint32 (n, {words[0]}, {words[1]})",
+    )
+    yield (
+        lists.bits_id.dtype != np.int32 or lists.bits_id.shape != lists.partial_indices.shape,
+        "bits_id must be int32 with one entry per PARTIAL block",
+    )
+
+
+def _index_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
+    lists, nk = lists.trimmed(), lists.grid.nk
+    keys = []
+    for kind in ("full", "partial"):
+        indptr, indices = getattr(lists, f"{kind}_indptr"), getattr(lists, f"{kind}_indices")
+        yield ((indices < 0) | (indices >= nk)).any(), f"{kind}_indices must lie in [0, {nk})"
+        keys.append(np.repeat(np.arange(lists.grid.rows), np.diff(indptr)) * nk + indices)
+        yield (np.diff(keys[-1]) <= 0).any(), f"{kind}_indices must be ascending and unique in a row"
+    yield np.intersect1d(keys[0], keys[1], assume_unique=True).size, "a block is listed both FULL and PARTIAL"
+
+
+def _pattern_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
+    n_stored = len(lists.bits)
+    lists = lists.trimmed()
+    ids = lists.bits_id
+    yield ((ids < 0) | (ids >= n_stored)).any(), f"bits_id must lie in [0, {n_stored})"
+    yield len(np.unique(ids)) != len(lists.bits), "bits has a pattern that no block uses"
+    yield len(bitops.dedupe(lists.bits)[0]) != len(lists.bits), "bits stores a pattern twice"
+    yield not lists.bits.any(axis=(1, 2)).all(), "bits has a pattern that sees nothing"
+    keys, block_ids = entries(lists)
+    partial = block_ids != FULL
+    pairs = np.unique(block_ids[partial] * 4 + lists.grid.edge_class(keys[partial]))
+    inside, used = bitops.pack(lists.grid.inside())[pairs % 4], lists.bits[pairs // 4]
+    yield (used & ~inside).any(), "bits must be 0 outside the shape"
+    yield (used == inside).all(axis=(1, 2)).any(), "a PARTIAL block sees everything inside the shape: it must be FULL"
+
+
+def density(lists: BlockLists) -> float:
+    """Return the fraction of blocks that are visited."""
+    return (lists.n_full + lists.n_partial) / max(lists.grid.cells, 1)
+
+
+def stats(lists: BlockLists) -> dict[str, int | float]:
+    """Return figures about the lists; see `BlockMask.stats`."""
+    lists = lists.trimmed()
+    grid = lists.grid
+    keys, ids = entries(lists)
+    _, i, j = grid.split(keys[ids == FULL])
+    in_pattern = np.bitwise_count(lists.bits).sum(axis=(1, 2), dtype=np.int64)
+    visible = int((grid.heights()[i] * grid.widths()[j]).sum() + in_pattern[lists.bits_id].sum())
+    per_row = np.diff(lists.full_indptr) + np.diff(lists.partial_indptr)
+    listed = len(keys)
+    return {
+        "blocks": grid.cells,
+        "full": lists.n_full,
+        "partial": lists.n_partial,
+        "empty": grid.cells - listed,
+        "density": density(lists),
+        "element_density": visible / max(grid.groups * grid.seqlen_q * grid.seqlen_k, 1),
+        "patterns": len(lists.bits),
+        "bytes": sum(array.nbytes for array in lists.arrays().values()),
+        "row_imbalance": float(per_row.max() * len(per_row) / listed) if listed else 1.0,
+    }
+
+
+def to_dense(lists: BlockLists) -> np.ndarray:
+    """Return bool (B, H, Sq, Sk)."""
+    grid = lists.grid
+    keys, ids = entries(lists)
+    bits = bitops.with_constants(lists.bits)
+    dense = np.zeros((grid.groups, grid.nq, grid.block_q, grid.nk, grid.block_k), np.bool_)
+    for part in bitops.chunks(len(keys), grid.block_q * grid.block_k):
+        group, i, j = grid.split(keys[part])
+        dense[group, i, :, j, :] = bitops.unpack(bits[ids[part]], grid.block_k)
+    padded = dense.reshape(grid.batch, grid.heads, grid.nq * grid.block_q, grid.nk * grid.block_k)
+    return np.ascontiguousarray(padded[..., : grid.seqlen_q, : grid.seqlen_k])

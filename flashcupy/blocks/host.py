@@ -1,0 +1,72 @@
+"""Arguments of the constructors as NumPy arrays, with the dtype each must have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashcupy import arrays
+from flashcupy.errors import UnsupportedError
+
+
+def check_device(device: Any) -> None:
+    """Accept None and "cpu"; a CUDA device raises UnsupportedError."""
+    name = "cpu" if device is None else str(device)
+    if name == "cpu":
+        return
+    if name.startswith("cuda"):
+        raise UnsupportedError(f"device={device!r}: this version builds masks on the CPU only")
+    raise ValueError(f"device must be None or 'cpu', got {device!r}")
+
+
+def _of_kind(name: str, array: Any, kinds: str, wanted: str) -> np.ndarray:
+    on_device = UnsupportedError(f"{name} lives on a device: this version builds masks on the CPU only")
+    if hasattr(array, "__cuda_array_interface__"):
+        raise on_device
+    try:
+        result, _ = arrays.read(array, name)
+    except UnsupportedError:
+        raise on_device from None
+    # An empty sequence has no dtype of its own; NumPy calls it float64.
+    if result.dtype.kind not in kinds and not (result.size == 0 and not hasattr(array, "dtype")):
+        raise TypeError(f"{name} must be {wanted}, got dtype {result.dtype}")
+    return result
+
+
+def bool_array(name: str, array: Any) -> npt.NDArray[np.bool_]:
+    """Return `array` as NumPy bool, or raise TypeError."""
+    return _of_kind(name, array, "b", "bool (True = visible)").astype(np.bool_, copy=False)
+
+
+def int_array(name: str, array: Any) -> npt.NDArray[np.int64]:
+    """Return `array` as int64, or raise TypeError for anything but integers."""
+    result = _of_kind(name, array, "iu", "an integer array")
+    if result.dtype == np.uint64 and result.size and result.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must fit in int64, got {result.max()}")
+    return result.astype(np.int64, copy=False)
+
+
+def pattern_array(name: str, array: Any) -> np.ndarray:
+    """Return `array`, uint32 or bool, or raise TypeError."""
+    result = _of_kind(name, array, "bu", "uint32 words or bool elements")
+    if result.dtype.kind == "u" and result.dtype != np.uint32:
+        raise TypeError(f"{name} must be uint32 words or bool elements, got dtype {result.dtype}")
+    return result
+
+
+def real_array(name: str, array: Any) -> npt.NDArray[np.floating]:
+    """Return `array` as floating point that NumPy sorts, or raise TypeError for anything but real numbers."""
+    result = _of_kind(name, array, "iufV", "a real array")
+    if result.dtype.kind == "f":
+        return result
+    if result.dtype.kind == "V" and result.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be a real array, got dtype {result.dtype}")
+    return result.astype(np.float32 if result.dtype.kind == "V" else np.float64)
+
+
+def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `array` has that shape."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")

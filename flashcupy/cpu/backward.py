@@ -1,0 +1,259 @@
+"""Backward: P is recomputed from lse tile by tile (Dao et al. 2022, algorithm 4), five products a tile, O(S) memory.
+
+A task walks some rows of one query head with sums of its own and adds them to the call's in task order, so that the
+result does not depend on how threads were scheduled. Only a dbias that several tasks share is added tile by tile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import numpy as np
+
+from flashcupy.arrays import accumulator
+from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
+from flashcupy.cpu.head import Columns, Head
+from flashcupy.cpu.plan import Task, TaskPlan
+from flashcupy.cpu.schedule import Tile
+from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, take, without_hidden
+from flashcupy.cpu.threads import Turnstile, run_tasks
+from flashcupy.spec import AttentionProblem
+
+Grads = Mapping[str, np.ndarray]
+
+
+class Upstream:
+    """What the backward gets besides the problem: the forward's results and the gradients flowing in."""
+
+    def __init__(
+        self, problem: AttentionProblem, out: np.ndarray, lse: np.ndarray, dout: np.ndarray, dlse: np.ndarray | None
+    ) -> None:
+        self.out, self.dout = problem.matrices(out), problem.matrices(dout)
+        self.lse = problem.matrices(lse[..., None])
+        self.dlse = None if dlse is None else problem.matrices(dlse[..., None])
+
+
+def backward(problem: AttentionProblem, upstream: Upstream, grads: Grads, *, deterministic: bool) -> None:
+    """Compute the gradients named by the keys of `grads` ("q", "k", "v", "bias", "sinks") into its arrays."""
+    sums = _Sums(problem, grads)
+    plan = TaskPlan(problem)
+    tasks = plan.backward()
+
+    def run(index: int, turnstile: Turnstile) -> None:
+        with np.errstate(all="ignore"):
+            worker = _Worker(problem, plan, tasks[index], upstream, sums)
+            worker.run()
+            with turnstile.turn(index):
+                worker.deliver()
+
+    run_tasks(run, len(tasks), serial=deterministic and sums.dbias_is_shared)
+    with np.errstate(all="ignore"):
+        sums.store()
+
+
+class _Sums:
+    """Gradient sums of the whole call in the accumulation dtype, each in its input's own shape."""
+
+    def __init__(self, problem: AttentionProblem, grads: Grads) -> None:
+        self._problem, self._grads = problem, grads
+        self.dtype = accumulator(problem.spec.dtype)
+        self._arrays = {name: self._zeros(array) for name, array in grads.items() if name != "sinks"}
+        # d sinks is a sum over rows: each row's share is kept and summed at the end, in one order.
+        self._sink_rows = problem.matrices(np.zeros((*problem.spec.lse_shape, 1), self.dtype)) if "sinks" in grads else None
+        self.dbias_is_shared = "bias" in grads and self._is_shared(grads["bias"])
+        self._dbias_lock = threading.Lock() if self.dbias_is_shared else nullcontext()
+
+    def wants(self, *names: str) -> bool:
+        return any(name in self._grads for name in names)
+
+    def matrix(self, name: str, batch: int, head: int) -> np.ndarray:
+        return self._problem.matrix(self._problem.matrices(self._arrays[name]), batch, head)
+
+    def sink_rows(self, batch: int, head: int) -> np.ndarray:
+        assert self._sink_rows is not None
+        return self._problem.matrix(self._sink_rows, batch, head)[:, 0]
+
+    def add_dbias(self, head: Head, i0: int, columns: Columns, ds: np.ndarray) -> None:
+        dbias = self._problem.scores_operand(self._arrays["bias"], head.sequence.batch, head.head)
+        for axis in (0, 1):
+            if dbias.shape[axis] == 1:
+                ds = ds.sum(axis=axis, keepdims=True)
+        rows = slice(None) if dbias.shape[0] == 1 else slice(i0, i0 + len(ds))
+        with self._dbias_lock:
+            dbias[rows, slice(None) if dbias.shape[1] == 1 else columns] += ds
+
+    def store(self) -> None:
+        for name, array in self._arrays.items():
+            if array is not self._grads[name]:
+                self._grads[name][...] = array
+        if self._sink_rows is not None:
+            heads = self._sink_rows[..., 0]
+            self._grads["sinks"][...] = heads.sum(axis=tuple(a for a in range(heads.ndim) if a != heads.ndim - 2))
+
+    def _zeros(self, array: np.ndarray) -> np.ndarray:
+        """The output itself where it can hold the sums."""
+        sums = array if array.dtype == self.dtype else np.empty(array.shape, self.dtype)
+        sums[...] = 0
+        return sums
+
+    def _is_shared(self, dbias: np.ndarray) -> bool:
+        spec = self._problem.spec
+        target = (*spec.batch, spec.q_heads, spec.q_len)
+        own = (1,) * (len(target) + 1 - dbias.ndim) + dbias.shape[:-1]
+        return own != target
+
+
+class _Worker:
+    """One task: rows of one query head against all keys they visit."""
+
+    def __init__(
+        self, problem: AttentionProblem, plan: TaskPlan, task: Task, upstream: Upstream, sums: _Sums
+    ) -> None:
+        self._problem, self._task, self._upstream, self._sums = problem, task, upstream, sums
+        sequence = task.sequence
+        self._math = arithmetic(problem.spec.dtype)
+        self._head = Head.of(problem, sequence, task.items[0][0])
+        self._schedule = plan.schedule(sequence, self._head.head)
+        self._scores = Scores(problem, self._math, self._head)
+        self._dropout = Dropout.of(problem, self._math, self._head)
+        self._key_rows = slice(sequence.k_start, sequence.k_start + sequence.k_len)
+        self._keys, self._values = (
+            pack(problem.matrix(problem.matrices(x), sequence.batch, task.kv_head)[self._key_rows], self._math.dtype)
+            for x in (problem.k, problem.v)
+        )
+        self._dk = np.zeros((sequence.k_len, problem.spec.head_dim), self._math.dtype)
+        self._dv = np.zeros((sequence.k_len, problem.spec.v_dim), self._math.dtype)
+        self._dq = [np.zeros((i1 - i0, problem.spec.head_dim), self._math.dtype) for _, (i0, i1) in task.items]
+        self._buffers = TileBuffers(3 if problem.spec.softcap else 2, self._math.dtype)
+
+    def run(self) -> None:
+        for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
+            rows = _Rows(self._problem, self._upstream, self._scores, self._head, i0, i1, self._math)
+            for tile in self._schedule.tiles(self._head, i0, i1):
+                self._visit(rows, tile, dq)
+            if self._sums.wants("sinks"):
+                self._sink_rows(i0, i1)[...] = rows.dsink(self._head, self._math)
+
+    def deliver(self) -> None:
+        """Add this task's sums to the call's; called in task order, one at a time."""
+        batch, kv_head = self._task.sequence.batch, self._task.kv_head
+        if self._sums.wants("q"):
+            target = self._sums.matrix("q", batch, self._head.head)
+            for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
+                target[self._query_rows(i0, i1)] += dq * self._math.dtype.type(self._scores.dq_factor)
+        if self._sums.wants("k"):
+            self._dk *= self._math.dtype.type(self._scores.dk_factor)
+            self._sums.matrix("k", batch, kv_head)[self._key_rows] += self._dk
+        if self._sums.wants("v"):
+            if self._dropout is not None:
+                self._dv *= self._math.dtype.type(self._dropout.scale)
+            self._sums.matrix("v", batch, kv_head)[self._key_rows] += self._dv
+
+    def _sink_rows(self, i0: int, i1: int) -> np.ndarray:
+        return self._sums.sink_rows(self._task.sequence.batch, self._head.head)[self._query_rows(i0, i1)]
+
+    def _query_rows(self, i0: int, i1: int) -> slice:
+        start = self._task.sequence.q_start
+        return slice(start + i0, start + i1)
+
+    def _visit(self, rows: _Rows, tile: Tile, dq: np.ndarray) -> None:
+        keep = self._scores.keep_bits(tile)
+        keys, values = take(self._keys, tile.columns), take(self._values, tile.columns)
+        q, dout = rows.q, rows.dout
+        gain = None
+        if self._problem.spec.softcap is not None:
+            gain = self._buffers.view(2, len(q), tile.width)
+        p = self._buffers.view(0, len(q), tile.width)
+        self._scores.tile(q, keys, rows.i0, tile.columns, p, gain)
+        mask_bits(self._math.exp(p, out=p), keep)
+        drop = None if self._dropout is None else self._dropout.keep_bits(rows.i0, rows.i0 + len(q), tile.columns)
+        seen = None if tile.visible is None else tile.visible.any(axis=1)
+        rows.see(seen)
+        if self._sums.wants("q", "k", "bias"):
+            ds = self._dscores(rows, p, values, keep, drop)
+            self._spread(rows, tile, ds, keys, seen, gain, dq)
+        if self._sums.wants("v"):
+            mask_bits(p, drop)
+            self._dv[tile.columns] += p.T @ (dout if seen is None else without_hidden(dout, seen))[:, :-1]
+
+    def _dscores(
+        self, rows: _Rows, p: np.ndarray, values: np.ndarray, keep: np.ndarray | None, drop: np.ndarray | None
+    ) -> np.ndarray:
+        """dS = P * (dP - delta); the packed last columns deliver dP - delta in one product."""
+        ds = self._buffers.view(1, *p.shape)
+        if drop is None:
+            np.matmul(rows.dout, values.T, out=ds)
+        else:
+            assert self._dropout is not None
+            np.matmul(rows.dout[:, :-1], values[:, :-1].T, out=ds)
+            mask_bits(ds, drop)
+            ds *= ds.dtype.type(self._dropout.scale)
+            ds += rows.dout[:, -1:]
+        ds *= p
+        mask_bits(ds, keep)
+        return ds
+
+    def _spread(
+        self,
+        rows: _Rows,
+        tile: Tile,
+        ds: np.ndarray,
+        keys: np.ndarray,
+        seen: np.ndarray | None,
+        gain: np.ndarray | None,
+        dq: np.ndarray,
+    ) -> None:
+        """Add what dS contributes to dbias, dq and dk."""
+        q = rows.q
+        if tile.visible is not None and seen is not None:
+            keys = without_hidden(keys, tile.visible.any(axis=0))
+            q = without_hidden(q, seen)
+        if self._sums.wants("bias"):
+            self._sums.add_dbias(self._head, rows.i0, tile.columns, ds)
+        if gain is not None:
+            ds *= gain
+        if self._sums.wants("q"):
+            dq += ds @ keys[:, :-1]
+        if self._sums.wants("k"):
+            self._dk[tile.columns] += ds.T @ q[:, :-1]
+
+
+class _Rows:
+    """Packed operands of one block of query rows: [q * factor, -lse] and [dout, -delta]."""
+
+    def __init__(
+        self,
+        problem: AttentionProblem,
+        upstream: Upstream,
+        scores: Scores,
+        head: Head,
+        i0: int,
+        i1: int,
+        math: Arithmetic,
+    ) -> None:
+        sequence = head.sequence
+        target = slice(sequence.q_start + i0, sequence.q_start + i1)
+
+        def rows(matrices: np.ndarray) -> np.ndarray:
+            return problem.matrix(matrices, sequence.batch, head.head)[target].astype(math.dtype)
+
+        self.i0 = i0
+        self.lse = rows(upstream.lse)[:, 0]
+        self.q = pack(head.q[i0:i1], math.dtype, factor=scores.query_factor)
+        self.q[:, -1] = np.where(self.lse == -np.inf, 0, -self.lse * math.dtype.type(math.unit))
+        self.dout = pack(rows(upstream.dout), math.dtype)
+        self.dout[:, -1] = -(self.dout[:, :-1] * rows(upstream.out)).sum(axis=1)
+        if upstream.dlse is not None:
+            self.dout[:, -1] += rows(upstream.dlse)[:, 0]
+        self._seen = np.zeros(i1 - i0, np.bool_)
+
+    def see(self, seen: np.ndarray | None) -> None:
+        """Note the rows that saw a key in a tile; None is all."""
+        self._seen |= True if seen is None else seen
+
+    def dsink(self, head: Head, math: Arithmetic) -> np.ndarray:
+        """Each row's share of the sink's gradient: exp(sink - lse) * (-delta), 0 through rows that see no key."""
+        share = np.exp(math.dtype.type(head.sink or 0.0) - self.lse) * self.dout[:, -1]
+        return np.where(self._seen, share, 0)

@@ -1,0 +1,128 @@
+"""Score tiles: s = softcap(scale * q.k) + bias - slope * |i + offset - j|, minus a reference per row, in `unit`s.
+
+Operands are packed once per head with one column more than they have. The query's holds minus the row's reference (a
+running maximum, or lse), the key's holds 1: the matrix product then delivers s - reference, and a pass over the tile
+is saved. In the same way the value's 1 makes the product with P deliver row sums, and dout's holds minus delta.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flashcupy.cpu.arithmetic import Arithmetic
+from flashcupy.cpu.head import Columns, Head
+from flashcupy.cpu.schedule import TILE_AREA, Tile
+from flashcupy.philox import keep_mask, keep_scale, keep_threshold
+from flashcupy.spec import AttentionProblem
+
+
+def pack(matrix: np.ndarray, dtype: np.dtype, last: float = 1.0, factor: float = 1.0) -> np.ndarray:
+    """Copy (rows, columns) to `dtype`, times `factor`, with one more column holding `last`."""
+    packed = np.empty((matrix.shape[0], matrix.shape[1] + 1), dtype)
+    packed[:, :-1] = matrix
+    if factor != 1.0:
+        packed[:, :-1] *= factor
+    packed[:, -1] = last
+    return packed
+
+
+def take(packed: np.ndarray, columns: Columns) -> np.ndarray:
+    """The rows of a packed key or value matrix that a tile's columns stand for."""
+    return packed[columns] if isinstance(columns, slice) else packed.take(columns, axis=0)
+
+
+def without_hidden(rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Zero the rows that nothing in the tile sees: 0 * NaN would carry what they hold into visible results."""
+    return rows if seen.all() else np.where(seen[:, None], rows, rows.dtype.type(0))
+
+
+class TileBuffers:
+    """Score-sized scratch memory of one task, reused from tile to tile."""
+
+    def __init__(self, count: int, dtype: np.dtype) -> None:
+        self._flat = [np.empty(TILE_AREA, dtype) for _ in range(count)]
+
+    def view(self, which: int, rows: int, columns: int) -> np.ndarray:
+        return self._flat[which][: rows * columns].reshape(rows, columns)
+
+
+class Scores:
+    """Score tiles of one head."""
+
+    def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, head: Head) -> None:
+        spec = problem.spec
+        self._arithmetic = arithmetic
+        self._head = head
+        self._softcap = spec.softcap
+        # q is multiplied by this when packed; gradients of packed scores are brought back by the factors below.
+        self.query_factor = spec.scale * (arithmetic.unit if spec.softcap is None else 1.0 / spec.softcap)
+        self.dq_factor = spec.scale
+        self.dk_factor = spec.scale / self.query_factor if self.query_factor else 0.0
+
+    def tile(
+        self, q: np.ndarray, k: np.ndarray, i0: int, columns: Columns, out: np.ndarray, slope: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Scores minus reference of packed q (rows) and k (columns), into `out`.
+
+        Where the softcap is on and `slope` is given, it receives the cap's derivative.
+        """
+        unit = self._arithmetic.unit
+        if self._softcap is None:
+            np.matmul(q, k.T, out=out)
+        else:
+            np.matmul(q[:, :-1], k[:, :-1].T, out=out)
+            np.tanh(out, out=out)
+            if slope is not None:
+                np.subtract(1.0, np.square(out, out=slope), out=slope)
+            out *= self._softcap * unit
+            out += q[:, -1:]
+        bias = self._head.bias_tile(i0, i0 + len(q), columns)
+        if bias is not None:
+            out += np.multiply(bias, unit, dtype=out.dtype, casting="unsafe")
+        if self._head.slope:
+            out -= self._distance(i0, len(q), columns) * out.dtype.type(self._head.slope * unit)
+        return out
+
+    def _distance(self, i0: int, rows: int, columns: Columns) -> np.ndarray:
+        """|i + offset - j|, exact in float32 up to 2**24."""
+        dtype = self._arithmetic.dtype
+        offset = i0 + self._head.sequence.offset
+        j = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
+        difference = np.subtract.outer(np.arange(offset, offset + rows).astype(dtype), j.astype(dtype))
+        return np.abs(difference, out=difference)
+
+    def keep_bits(self, tile: Tile) -> np.ndarray | None:
+        """All-ones integers where a score is visible: ANDed to a tile they leave +0.0 in place of NaN and inf too."""
+        return None if tile.visible is None else as_bits(tile.visible, self._arithmetic)
+
+
+def as_bits(keep: np.ndarray, arithmetic: Arithmetic) -> np.ndarray:
+    return np.negative(keep.view(np.int8)).astype(arithmetic.bits)
+
+
+def mask_bits(tile: np.ndarray, keep: np.ndarray | None) -> None:
+    """Set the elements that `keep` does not mark to +0.0, in place, without a branch per element."""
+    if keep is not None:
+        bits = tile.view(keep.dtype)
+        np.bitwise_and(bits, keep, out=bits)
+
+
+class Dropout:
+    """The keep mask of one head, tile by tile; `scale` is what survivors are multiplied by."""
+
+    def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, head: Head) -> None:
+        assert problem.seed is not None
+        self._arithmetic = arithmetic
+        self._threshold = keep_threshold(problem.spec.dropout)
+        self._stream = (*problem.seed, head.sequence.batch, head.head)
+        self.scale = keep_scale(self._threshold)
+
+    @classmethod
+    def of(cls, problem: AttentionProblem, arithmetic: Arithmetic, head: Head) -> Dropout | None:
+        return cls(problem, arithmetic, head) if problem.spec.dropout else None
+
+    def keep_bits(self, i0: int, i1: int, columns: Columns) -> np.ndarray:
+        cols = (columns.start, columns.stop) if isinstance(columns, slice) else columns
+        return as_bits(keep_mask(self._threshold, *self._stream, (i0, i1), cols), self._arithmetic)
+
+

@@ -1,0 +1,136 @@
+"""The options of a call as the user wrote them, and the checks of those that are plain values."""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+CAUSAL_ALIGNMENTS = ("bottom-right", "top-left")
+PRECISIONS = ("highest", "tf32")
+_UINT64_END = 1 << 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Every option of `flashcupy.attention`, unchecked; the defaults are the public ones."""
+
+    causal: Any = False
+    scale: Any = None
+    window: Any = None
+    mask: Any = None
+    bias: Any = None
+    alibi_slopes: Any = None
+    softcap: Any = None
+    sinks: Any = None
+    block_mask: Any = None
+    dropout: Any = 0.0
+    seed: Any = None
+    q_lengths: Any = None
+    kv_lengths: Any = None
+    precision: Any = "highest"
+
+    @classmethod
+    def of(cls, call: dict[str, Any]) -> Options:
+        """Pick the options out of the local variables of a public function, where all its arguments stand."""
+        return cls(**{field.name: call[field.name] for field in fields(cls)})
+
+
+def check_causal(causal: Any) -> str | None:
+    """Return the alignment of the causal diagonal, or None."""
+    if isinstance(causal, (bool, np.bool_)):
+        return "bottom-right" if causal else None
+    if isinstance(causal, str) and causal in CAUSAL_ALIGNMENTS:
+        return causal
+    raise ValueError(f"causal is {causal!r}, expected False, True, 'bottom-right' or 'top-left'")
+
+
+def check_scale(scale: Any, head_dim: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    return _finite(scale, "scale")
+
+
+def check_softcap(softcap: Any) -> float | None:
+    if softcap is None:
+        return None
+    value = _finite(softcap, "softcap")
+    if value <= 0:
+        raise ValueError(f"softcap is {softcap!r}, expected a number above 0, or None for no cap")
+    return value
+
+
+def check_window(window: Any) -> tuple[int | None, int | None]:
+    if window is None:
+        return None, None
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise TypeError(f"window is {window!r}, expected a pair (left, right) of int >= 0 or None")
+    left, right = (_window_side(side, window) for side in window)
+    return left, right
+
+
+def _window_side(side: Any, window: Any) -> int | None:
+    if side is None:
+        return None
+    try:
+        value = operator.index(side)
+    except TypeError:
+        raise TypeError(f"window is {window!r}, expected a pair (left, right) of int >= 0 or None") from None
+    if isinstance(side, (bool, np.bool_)) or value < 0:
+        raise ValueError(f"window is {window!r}, expected (left, right) of int >= 0; None, not -1, means unbounded")
+    return value
+
+
+def check_dropout(dropout: Any) -> float:
+    value = _finite(dropout, "dropout")
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"dropout is {dropout!r}, expected a probability 0 <= p < 1")
+    return value
+
+
+def check_seed(seed: Any, dropout: float) -> tuple[int, int] | None:
+    """Return (seed, offset); drawn here, once, where dropout needs one and the caller gave none."""
+    if seed is None:
+        return (secrets.randbits(64), 0) if dropout else None
+    if isinstance(seed, np.ndarray):
+        if seed.shape != (2,) or seed.dtype != np.uint64:
+            raise TypeError(f"seed is an array {seed.shape} of {seed.dtype}, expected uint64 of shape (2,)")
+        return int(seed[0]), int(seed[1])
+    pair = tuple(seed) if isinstance(seed, (tuple, list)) else (seed, 0)
+    if len(pair) != 2:
+        raise ValueError(f"seed has {len(pair)} values, expected an int or (seed, offset)")
+    return _uint64(pair[0], seed), _uint64(pair[1], seed)
+
+
+def _uint64(value: Any, seed: Any) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"seed is {seed!r}, expected an int or (seed, offset)")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"seed is {seed!r}, expected an int or (seed, offset), or a uint64 array of 2") from None
+    if not 0 <= number < _UINT64_END:
+        raise ValueError(f"seed is {seed!r}, expected values 0 <= s < 2**64")
+    return number
+
+
+def check_precision(precision: Any) -> str:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected 'highest' or 'tf32'")
+    return str(precision)
+
+
+def _finite(value: Any, name: str) -> float:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a real number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}, expected a finite number")
+    return number

@@ -1,0 +1,114 @@
+"""Results of a call: the caller's arrays, checked, or new ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flashcupy import arrays, build
+from flashcupy.results import AttentionGrads
+from flashcupy.spec import AttentionProblem
+
+_GRAD_OF = {"q": "dq", "k": "dk", "v": "dv", "bias": "dbias", "sinks": "dsinks"}
+
+
+def out_array(problem: AttentionProblem, given: Any, name: str = "out") -> np.ndarray:
+    """Where out goes: shape (..., Hq, Sq, Dv), q's dtype, or float32 for 16-bit inputs if the caller gave such."""
+    shape = problem.spec.out_shape(problem.spec.v_dim)
+    if given is None:
+        return arrays.empty_like(problem.q, shape, arrays.native(problem.q), problem.library)
+    return _writable(problem, given, name, shape, _out_dtypes(problem.q.dtype))
+
+
+def lse_array(problem: AttentionProblem, given: Any) -> np.ndarray:
+    shape, dtype = problem.spec.lse_shape, arrays.accumulator(problem.spec.dtype)
+    if given is None:
+        return arrays.empty_like(np.empty(0), shape, dtype, problem.library)
+    return _writable(problem, given, "lse_out", shape, (dtype.name,))
+
+
+def results_given(problem: AttentionProblem, out: Any, lse: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Check results of an earlier forward."""
+    spec = problem.spec
+    out_result = build.companion(out, "out", problem.library)
+    arrays.require(out_result, "out", spec.out_shape(spec.v_dim), _out_dtypes(problem.q.dtype))
+    lse_result = build.companion(lse, "lse", problem.library)
+    arrays.require(lse_result, "lse", spec.lse_shape, (arrays.accumulator(spec.dtype).name,))
+    return out_result, lse_result
+
+
+def upstream_given(problem: AttentionProblem, dout: Any, dlse: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Check the gradients that flow into a backward."""
+    spec = problem.spec
+    dout_array = build.companion(dout, "dout", problem.library)
+    arrays.require(dout_array, "dout", spec.out_shape(spec.v_dim), _out_dtypes(problem.q.dtype))
+    if dlse is None:
+        return dout_array, None
+    dlse_array = build.companion(dlse, "dlse", problem.library)
+    arrays.require(dlse_array, "dlse", spec.lse_shape, (arrays.accumulator(spec.dtype).name,))
+    return dout_array, dlse_array
+
+
+def wanted_grads(problem: AttentionProblem, wrt: Any) -> tuple[str, ...]:
+    """Check `wrt`: names of inputs that the call had."""
+    if isinstance(wrt, str) or not all(isinstance(name, str) for name in wrt):
+        raise TypeError(f"wrt is {wrt!r}, expected a tuple of names out of {', '.join(_GRAD_OF)}")
+    for name in wrt:
+        if name not in _GRAD_OF:
+            raise ValueError(f"wrt names {name!r}, expected names out of {', '.join(_GRAD_OF)}")
+        if getattr(problem, name) is None:
+            raise ValueError(f"wrt names {name!r}, but the forward was called without {name}=")
+    return tuple(dict.fromkeys(wrt))
+
+
+def grad_arrays(
+    problem: AttentionProblem, wanted: tuple[str, ...], given: Any, others: list[tuple[str, np.ndarray | None]]
+) -> dict[str, np.ndarray]:
+    """Where gradients go, by the name of their input; each in its input's shape, dtype and memory order."""
+    if given is None:
+        given = AttentionGrads()
+    elif not isinstance(given, AttentionGrads):
+        raise TypeError(f"out is a {type(given).__name__}, expected flashcupy.AttentionGrads of arrays or None")
+    result: dict[str, np.ndarray] = {}
+    for name, grad_name in _GRAD_OF.items():
+        array = getattr(given, grad_name)
+        if name not in wanted:
+            if array is not None:
+                raise ValueError(f"out.{grad_name} is given, but wrt does not name {name!r}")
+            continue
+        model = getattr(problem, name)
+        if array is None:
+            result[name] = arrays.empty_like(model, model.shape, arrays.native(model), problem.library)
+            continue
+        dtypes = _out_dtypes(model.dtype)
+        result[name] = _writable(problem, array, f"out.{grad_name}", model.shape, dtypes)
+        earlier = [(f"out.{_GRAD_OF[n]}", a) for n, a in result.items() if n != name]
+        arrays.require_no_overlap(result[name], f"out.{grad_name}", [*others, *earlier])
+    return result
+
+
+def grads_out(problem: AttentionProblem, result: dict[str, np.ndarray], given: Any) -> AttentionGrads:
+    """The caller's own objects where he gave them."""
+    own = given or AttentionGrads()
+    return AttentionGrads(
+        **{
+            grad_name: getattr(own, grad_name)
+            if getattr(own, grad_name) is not None
+            else arrays.write_back(result[name], problem.library)
+            for name, grad_name in _GRAD_OF.items()
+            if name in result
+        }
+    )
+
+
+def _writable(
+    problem: AttentionProblem, given: Any, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]
+) -> np.ndarray:
+    array = arrays.read_output(given, name, problem.library, shape, dtypes)
+    arrays.require_no_overlap(array, name, problem.inputs())
+    return array
+
+
+def _out_dtypes(dtype: np.dtype) -> tuple[str, ...]:
+    return (dtype.name, "float32") if dtype.itemsize == 2 else (dtype.name,)

@@ -1,0 +1,40 @@
+"""Where flashcupy keeps files of its own on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Return the folder for compiled kernels; it need not exist yet.
+
+    ``FLASHCUPY_CACHE_DIR`` names it outright. Otherwise it is ``flashcupy`` in the user's cache folder:
+    ``%LOCALAPPDATA%`` on Windows, ``~/Library/Caches`` on macOS, elsewhere ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Returns
+    -------
+    pathlib.Path
+        An absolute path.
+
+    Examples
+    --------
+    >>> from flashcupy.paths import cache_dir
+    >>> cache_dir().is_absolute()
+    True
+    """
+    chosen = os.environ.get("FLASHCUPY_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return _user_cache_dir() / "flashcupy"
+
+
+def _user_cache_dir() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG base directory specification asks to ignore a relative path.
+    return xdg if xdg.is_absolute() else Path.home() / ".cache"

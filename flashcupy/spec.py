@@ -1,0 +1,186 @@
+"""One description for every entry point: AttentionSpec is the metadata, AttentionProblem joins the arrays to it.
+
+A spec holds no arrays and is hashable: it is what plans are cached by, what `explain` talks about and what a backend
+checks for support. A problem is what a backend computes. Both are made, fully validated, by `flashcupy.build`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from flashcupy.block_mask import BlockMask
+
+StrideClass = Literal["contiguous", "rows", "any"]
+
+
+class OperandSpec(NamedTuple):
+    """Shape, dtype and class of strides of one operand; kernels are chosen by these, not by the exact strides.
+
+    ``strides``: "contiguous" = row-major without gaps, "rows" = contiguous in the last dim only, "any" = the rest.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    strides: StrideClass
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> OperandSpec:
+        strides: StrideClass = "any"
+        if array.flags.c_contiguous:
+            strides = "contiguous"
+        elif array.ndim and (array.shape[-1] == 1 or array.strides[-1] == array.itemsize):
+            strides = "rows"
+        return cls(array.shape, array.dtype.name, strides)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
+    """Hashable metadata of one attention problem.
+
+    ``batch`` are the broadcast batch dims, or (number of sequences,) where ``varlen``; then ``q_len`` and ``kv_len``
+    are the longest sequences and the rows of all sequences lie packed in one axis. ``headless`` says that all of
+    q, k, v came as matrices, so that results drop the head axis. ``operands`` lists every array by name.
+    """
+
+    batch: tuple[int, ...]
+    q_heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+    v_dim: int
+    dtype: str
+    device: str
+    varlen: bool
+    headless: bool
+    scale: float
+    causal: str | None
+    window: tuple[int | None, int | None]
+    softcap: float | None
+    dropout: float
+    precision: str
+    block_size: tuple[int, int] | None
+    operands: tuple[tuple[str, OperandSpec], ...]
+
+    @property
+    def batch_size(self) -> int:
+        return math.prod(self.batch)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.q_heads // self.kv_heads if self.kv_heads else 0
+
+    def operand(self, name: str) -> OperandSpec:
+        return dict(self.operands)[name]
+
+    def out_shape(self, last: int) -> tuple[int, ...]:
+        """Shape of a result with one row per query row and `last` columns."""
+        rows = self.operand("q").shape[-2]
+        if self.headless:
+            return rows, last
+        return (*(() if self.varlen else self.batch), self.q_heads, rows, last)
+
+    @property
+    def lse_shape(self) -> tuple[int, ...]:
+        return self.out_shape(0)[:-1]
+
+
+class Sequence(NamedTuple):
+    """Where the rows of one flat batch entry lie, and how its diagonals are aligned.
+
+    ``q_start``/``k_start`` are 0 unless rows are packed (varlen); lengths are the used ones. ``offset`` is `off` of
+    the score formula: query i stands on the diagonal at key i + offset.
+    """
+
+    batch: int
+    q_start: int
+    q_len: int
+    k_start: int
+    k_len: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionProblem:
+    """A spec and its operands, as NumPy views in the shapes the caller gave.
+
+    ``q_lengths``, ``kv_lengths``, ``cu_seqlens_q`` and ``cu_seqlens_k`` are flat int64 arrays or None; ``seed`` is
+    (seed, offset) or None; ``library`` is where results go back to.
+    """
+
+    spec: AttentionSpec
+    library: str
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    mask: np.ndarray | None
+    bias: np.ndarray | None
+    alibi_slopes: np.ndarray | None
+    sinks: np.ndarray | None
+    block_mask: BlockMask | None
+    seed: tuple[int, int] | None
+    q_lengths: np.ndarray | None
+    kv_lengths: np.ndarray | None
+    cu_seqlens_q: np.ndarray | None
+    cu_seqlens_k: np.ndarray | None
+
+    def inputs(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The arrays that an output must not overlap."""
+        for name in ("q", "k", "v", "mask", "bias", "alibi_slopes", "sinks"):
+            array = getattr(self, name)
+            if array is not None:
+                yield name, array
+
+    def sequence(self, batch: int) -> Sequence:
+        spec = self.spec
+        q_start, q_len = _extent(self.cu_seqlens_q, self.q_lengths, batch, spec.q_len)
+        k_start, k_len = _extent(self.cu_seqlens_k, self.kv_lengths, batch, spec.kv_len)
+        offset = 0 if spec.causal == "top-left" else k_len - q_len
+        return Sequence(batch, q_start, q_len, k_start, k_len, offset)
+
+    def matrices(self, array: np.ndarray) -> np.ndarray:
+        """View `array`, (..., H, rows, columns) as the caller wrote it, with all batch dims, some of extent 1."""
+        if array.ndim == 2:
+            array = array[None]
+        if self.spec.varlen:
+            return array
+        return array[(None,) * (len(self.spec.batch) + 3 - array.ndim)]
+
+    def matrix(self, matrices: np.ndarray, batch: int, head: int) -> np.ndarray:
+        """The (rows, columns) view of one flat batch entry and head; extents of 1 broadcast."""
+        index = () if self.spec.varlen else np.unravel_index(batch, self.spec.batch) if self.spec.batch else ()
+        return matrices[pick(matrices.shape, (*(int(i) for i in index), head))]
+
+    def scores_operand(self, array: np.ndarray, batch: int, head: int) -> np.ndarray:
+        """The view of mask or bias that belongs to one sequence and head, extents of 1 kept."""
+        leading = (self.spec.batch_size,) if self.spec.varlen else self.spec.batch
+        full = array[(None,) * (len(leading) + 3 - array.ndim)]
+        index = np.unravel_index(batch, leading) if leading else ()
+        return full[pick(full.shape, (*(int(i) for i in index), head))]
+
+
+def pick(shape: tuple[int, ...], index: tuple[int, ...]) -> tuple[int, ...]:
+    """Index into broadcast leading dims: 0 where the extent is 1."""
+    return tuple(0 if extent == 1 else i for extent, i in zip(shape, index, strict=False))
+
+
+def _extent(cu_seqlens: np.ndarray | None, lengths: np.ndarray | None, batch: int, longest: int) -> tuple[int, int]:
+    start, length = 0, longest
+    if cu_seqlens is not None:
+        start = int(cu_seqlens[batch])
+        length = int(cu_seqlens[batch + 1]) - start
+    if lengths is not None:
+        length = int(lengths[batch])
+    return start, length
+
+
+def shape_text(value: Any) -> str:
+    """`(8, 16, 64)`, for messages."""
+    return str(tuple(value))
