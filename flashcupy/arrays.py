@@ -140,7 +140,7 @@ def require_no_overlap(array: np.ndarray, name: str, others: Iterable[tuple[str,
 
 def _overlaps(a: np.ndarray, b: np.ndarray) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]  # the stub knows only -1 and 0
     except np.exceptions.TooHardError:
         return True
 

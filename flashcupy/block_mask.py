@@ -297,7 +297,7 @@ class BlockMask(ListConstructors, PatternConstructors):
 
     def to_dense(self) -> npt.NDArray[np.bool_]:
         """Return one bool per score (B, H, Sq, Sk): the only method that needs memory for that."""
-        return check.to_dense(self._lists)
+        return convert.to_dense(self._lists)
 
     def to_device(self, device: str) -> BlockMask:
         """Return the mask on another device: itself for "cpu", UnsupportedError for a CUDA device."""
@@ -369,9 +369,9 @@ class BlockMask(ListConstructors, PatternConstructors):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        lists = self._lists.trimmed()
-        state = {"version": _PICKLE_VERSION, "shape": self.shape, "block_size": self.block_size, **lists.arrays()}
-        return _unpickle, (state,)
+        # Copies, because a mask made by `empty` comes out as it is now and does not follow later rewrites.
+        arrays = {name: array.copy() for name, array in self._lists.trimmed().arrays().items()}
+        return _unpickle, ({"version": _PICKLE_VERSION, "shape": self.shape, "block_size": self.block_size, **arrays},)
 
 
 def _unpickle(state: dict[str, Any]) -> BlockMask:

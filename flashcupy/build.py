@@ -253,15 +253,15 @@ def _sinks(x: Any, q_heads: int) -> np.ndarray | None:
     return sinks
 
 
-def _block_mask(
-    x: Any, batch: tuple[int, ...], q_heads: int, kv_heads: int, lengths: tuple[int, int]
-) -> Any:
+def _block_mask(x: Any, batch: tuple[int, ...], q_heads: int, kv_heads: int, lengths: tuple[int, int]) -> Any:
     if x is None:
         return None
     from flashcupy.block_mask import BlockMask
 
     if not isinstance(x, BlockMask):
-        raise TypeError(f"block_mask is a {type(x).__name__}, expected a flashcupy.BlockMask; a bool array goes to mask=")
+        raise TypeError(
+            f"block_mask is a {type(x).__name__}, expected a flashcupy.BlockMask; a bool array goes to mask="
+        )
     size = int(np.prod(batch, dtype=np.int64))
     mask_batch, mask_heads, *mask_lengths = x.shape
     if tuple(mask_lengths) != lengths:

@@ -22,14 +22,14 @@ def run_forward(
     lse_array = outputs.lse_array(problem, lse_out)
     if out is not None and lse_out is not None:
         arrays.require_no_overlap(out_array, "out", [("lse_out", lse_array)])
-    cpu.forward(problem, out_array, lse_array)
+    kept_lse = cpu.forward(problem, out_array, lse_array)
     return AttentionResiduals(
         *inputs,
         out=arrays.write_back(out_array, problem.library) if out is None else out,
         lse=arrays.write_back(lse_array, problem.library) if lse_out is None else lse_out,
         problem=problem,
         out_array=out_array,
-        lse_array=lse_array,
+        lse_array=kept_lse,
     )
 
 
@@ -52,5 +52,3 @@ def run_backward(
     upstream = cpu.Upstream(problem, residuals.out_array, residuals.lse_array, dout_array, dlse_array)
     cpu.backward(problem, upstream, grads, deterministic=bool(deterministic))
     return outputs.grads_out(problem, grads, out)
-
-

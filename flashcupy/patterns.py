@@ -27,8 +27,9 @@ class PatternConstructors:
     that differ by head.
     """
 
-    def __init__(self, lists: BlockLists) -> None:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def __init__(self, lists: BlockLists) -> None: ...
 
     @classmethod
     def causal(

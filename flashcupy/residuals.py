@@ -34,6 +34,7 @@ class AttentionResiduals:
     lse: Any
     problem: AttentionProblem
     out_array: np.ndarray
+    # The backend's own: may be more precise than the lse that the caller sees.
     lse_array: np.ndarray
 
     @property

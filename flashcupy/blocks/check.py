@@ -99,16 +99,3 @@ def stats(lists: BlockLists) -> dict[str, int | float]:
         "bytes": sum(array.nbytes for array in lists.arrays().values()),
         "row_imbalance": float(per_row.max() * len(per_row) / listed) if listed else 1.0,
     }
-
-
-def to_dense(lists: BlockLists) -> np.ndarray:
-    """Return bool (B, H, Sq, Sk)."""
-    grid = lists.grid
-    keys, ids = entries(lists)
-    bits = bitops.with_constants(lists.bits)
-    dense = np.zeros((grid.groups, grid.nq, grid.block_q, grid.nk, grid.block_k), np.bool_)
-    for part in bitops.chunks(len(keys), grid.block_q * grid.block_k):
-        group, i, j = grid.split(keys[part])
-        dense[group, i, :, j, :] = bitops.unpack(bits[ids[part]], grid.block_k)
-    padded = dense.reshape(grid.batch, grid.heads, grid.nq * grid.block_q, grid.nk * grid.block_k)
-    return np.ascontiguousarray(padded[..., : grid.seqlen_q, : grid.seqlen_k])

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 class ListConstructors:
     """The part of BlockMask that builds it from what callers have."""
 
-    def __init__(self, lists: BlockLists, buffers: Buffers | None = None) -> None:
-        raise NotImplementedError
+    if TYPE_CHECKING:
 
-    def _rewrite(self, lists: BlockLists) -> Self:
-        raise NotImplementedError
+        def __init__(self, lists: BlockLists, buffers: Buffers | None = None) -> None: ...
+        def _rewrite(self, lists: BlockLists) -> Self: ...
 
     @classmethod
     def _into(cls, lists: BlockLists, out: Self | None) -> Self:

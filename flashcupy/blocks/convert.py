@@ -1,4 +1,4 @@
-"""To and from scipy.sparse, which is imported here and only when asked for."""
+"""To dense arrays, and to and from scipy.sparse, which is imported here and only when asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ from flashcupy.blocks.grid import Grid, check_block_size
 from flashcupy.blocks.lists import BlockLists, assemble, entries, take_groups
 
 _PIECE = 1 << 16  # elements at a time: each may lie in a block of its own
+
+
+def to_dense(lists: BlockLists) -> npt.NDArray[np.bool_]:
+    """Return bool (B, H, Sq, Sk)."""
+    grid = lists.grid
+    keys, ids = entries(lists)
+    bits = bitops.with_constants(lists.bits)
+    dense = np.zeros((grid.groups, grid.nq, grid.block_q, grid.nk, grid.block_k), np.bool_)
+    for part in bitops.chunks(len(keys), grid.block_q * grid.block_k):
+        group, i, j = grid.split(keys[part])
+        dense[group, i, :, j, :] = bitops.unpack(bits[ids[part]], grid.block_k)
+    padded = dense.reshape(grid.batch, grid.heads, grid.nq * grid.block_q, grid.nk * grid.block_k)
+    return np.ascontiguousarray(padded[..., : grid.seqlen_q, : grid.seqlen_k])
 
 
 def _scipy_sparse() -> Any:

@@ -98,7 +98,7 @@ def _recipes(
     grid: Grid,
     query: _Axis,
     key: _Axis,
-    old_entries: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    old_entries: tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]],
     new_keys: np.ndarray,
 ) -> npt.NDArray[np.int64]:
     """Ids of the old blocks under each new one, row by row, and the offsets into the first: (n, span_q * span_k + 2).

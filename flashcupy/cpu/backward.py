@@ -61,7 +61,9 @@ class _Sums:
         self.dtype = accumulator(problem.spec.dtype)
         self._arrays = {name: self._zeros(array) for name, array in grads.items() if name != "sinks"}
         # d sinks is a sum over rows: each row's share is kept and summed at the end, in one order.
-        self._sink_rows = problem.matrices(np.zeros((*problem.spec.lse_shape, 1), self.dtype)) if "sinks" in grads else None
+        self._sink_rows = (
+            problem.matrices(np.zeros((*problem.spec.lse_shape, 1), self.dtype)) if "sinks" in grads else None
+        )
         self.dbias_is_shared = "bias" in grads and self._is_shared(grads["bias"])
         self._dbias_lock = threading.Lock() if self.dbias_is_shared else nullcontext()
 
@@ -108,9 +110,7 @@ class _Sums:
 class _Worker:
     """One task: rows of one query head against all keys they visit."""
 
-    def __init__(
-        self, problem: AttentionProblem, plan: TaskPlan, task: Task, upstream: Upstream, sums: _Sums
-    ) -> None:
+    def __init__(self, problem: AttentionProblem, plan: TaskPlan, task: Task, upstream: Upstream, sums: _Sums) -> None:
         self._problem, self._task, self._upstream, self._sums = problem, task, upstream, sums
         sequence = task.sequence
         self._math = arithmetic(problem.spec.dtype)
@@ -134,7 +134,7 @@ class _Worker:
             for tile in self._schedule.tiles(self._head, i0, i1):
                 self._visit(rows, tile, dq)
             if self._sums.wants("sinks"):
-                self._sink_rows(i0, i1)[...] = rows.dsink(self._head, self._math)
+                self._sink_rows(i0, i1)[...] = rows.dsink(self._head)
 
     def deliver(self) -> None:
         """Add this task's sums to the call's; called in task order, one at a time."""
@@ -169,14 +169,14 @@ class _Worker:
         self._scores.tile(q, keys, rows.i0, tile.columns, p, gain)
         mask_bits(self._math.exp(p, out=p), keep)
         drop = None if self._dropout is None else self._dropout.keep_bits(rows.i0, rows.i0 + len(q), tile.columns)
-        seen = None if tile.visible is None else tile.visible.any(axis=1)
+        seen = tile.rows_seen
         rows.see(seen)
         if self._sums.wants("q", "k", "bias"):
             ds = self._dscores(rows, p, values, keep, drop)
             self._spread(rows, tile, ds, keys, seen, gain, dq)
         if self._sums.wants("v"):
             mask_bits(p, drop)
-            self._dv[tile.columns] += p.T @ (dout if seen is None else without_hidden(dout, seen))[:, :-1]
+            self._dv[tile.columns] += p.T @ without_hidden(dout, seen)[:, :-1]
 
     def _dscores(
         self, rows: _Rows, p: np.ndarray, values: np.ndarray, keep: np.ndarray | None, drop: np.ndarray | None
@@ -206,22 +206,22 @@ class _Worker:
         dq: np.ndarray,
     ) -> None:
         """Add what dS contributes to dbias, dq and dk."""
-        q = rows.q
-        if tile.visible is not None and seen is not None:
-            keys = without_hidden(keys, tile.visible.any(axis=0))
-            q = without_hidden(q, seen)
         if self._sums.wants("bias"):
             self._sums.add_dbias(self._head, rows.i0, tile.columns, ds)
         if gain is not None:
             ds *= gain
         if self._sums.wants("q"):
-            dq += ds @ keys[:, :-1]
+            dq += ds @ without_hidden(keys, tile.columns_seen)[:, :-1]
         if self._sums.wants("k"):
-            self._dk[tile.columns] += ds.T @ q[:, :-1]
+            self._dk[tile.columns] += ds.T @ without_hidden(rows.q, seen)[:, :-1]
 
 
 class _Rows:
-    """Packed operands of one block of query rows: [q * factor, -lse] and [dout, -delta]."""
+    """Packed operands of one block of query rows: [q * factor, -lse] and [dout, -delta].
+
+    What -lse loses when rounded to the tile's dtype is a factor on the whole row of P, and so of dS and P^T dout; it is
+    put on the packed dout instead.
+    """
 
     def __init__(
         self,
@@ -237,23 +237,26 @@ class _Rows:
         target = slice(sequence.q_start + i0, sequence.q_start + i1)
 
         def rows(matrices: np.ndarray) -> np.ndarray:
-            return problem.matrix(matrices, sequence.batch, head.head)[target].astype(math.dtype)
+            return problem.matrix(matrices, sequence.batch, head.head)[target]
 
         self.i0 = i0
-        self.lse = rows(upstream.lse)[:, 0]
+        self._lse = rows(upstream.lse)[:, 0].astype(np.float64)
         self.q = pack(head.q[i0:i1], math.dtype, factor=scores.query_factor)
-        self.q[:, -1] = np.where(self.lse == -np.inf, 0, -self.lse * math.dtype.type(math.unit))
+        reference = np.where(self._lse == -np.inf, 0, self._lse * math.unit)
+        self.q[:, -1] = -reference
         self.dout = pack(rows(upstream.dout), math.dtype)
-        self.dout[:, -1] = -(self.dout[:, :-1] * rows(upstream.out)).sum(axis=1)
+        self._minus_delta = -(self.dout[:, :-1] * rows(upstream.out).astype(math.dtype)).sum(axis=1)
         if upstream.dlse is not None:
-            self.dout[:, -1] += rows(upstream.dlse)[:, 0]
+            self._minus_delta += rows(upstream.dlse)[:, 0]
+        self.dout[:, -1] = self._minus_delta
+        self.dout *= math.exp(-self.q[:, -1] - reference).astype(math.dtype)[:, None]
         self._seen = np.zeros(i1 - i0, np.bool_)
 
     def see(self, seen: np.ndarray | None) -> None:
         """Note the rows that saw a key in a tile; None is all."""
         self._seen |= True if seen is None else seen
 
-    def dsink(self, head: Head, math: Arithmetic) -> np.ndarray:
+    def dsink(self, head: Head) -> np.ndarray:
         """Each row's share of the sink's gradient: exp(sink - lse) * (-delta), 0 through rows that see no key."""
-        share = np.exp(math.dtype.type(head.sink or 0.0) - self.lse) * self.dout[:, -1]
+        share = np.exp((head.sink or 0.0) - self._lse) * self._minus_delta
         return np.where(self._seen, share, 0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from flashcupy.arrays import accumulator
-from flashcupy.cpu.schedule import BLOCK_ROWS, TILE_AREA, BandSchedule, ListSchedule, Schedule
+from flashcupy.cpu import schedule
+from flashcupy.cpu.schedule import BandSchedule, ListSchedule, Schedule
 from flashcupy.cpu.threads import num_threads
 from flashcupy.results import Explanation
 from flashcupy.spec import AttentionProblem, Sequence
@@ -54,7 +54,6 @@ class TaskPlan:
         return self._split(_BACKWARD_TASKS, keep_heads_apart=True)
 
     def _split(self, wanted: int, *, keep_heads_apart: bool) -> list[Task]:
-        spec = self._problem.spec
         units = list(self._units(keep_heads_apart))
         parts = -(-wanted // max(1, len(units)))
         tasks = []
@@ -62,7 +61,6 @@ class TaskPlan:
             items = [(head, rows) for head in heads for rows in self.schedule(sequence, head).row_blocks]
             # Every parts-th item: rows of a causal problem grow longer downwards.
             tasks += [Task(sequence, kv_head, tuple(items[part::parts])) for part in range(min(parts, len(items)))]
-        assert spec.group or not units
         return tasks
 
     def _units(self, keep_heads_apart: bool) -> Iterator[tuple[Sequence, int, range]]:
@@ -80,16 +78,18 @@ def explain(problem: AttentionProblem) -> Explanation:
     tasks = TaskPlan(problem).forward()
     busy = min(num_threads(), max(1, len(tasks)))
     packed = spec.kv_len * (spec.head_dim + spec.v_dim + 2)
-    rows = BLOCK_ROWS * (spec.head_dim + 2 * spec.v_dim + 4)
+    rows = schedule.BLOCK_ROWS * (spec.head_dim + 2 * spec.v_dim + 4)
     sums = spec.kv_len * (spec.head_dim + spec.v_dim) + spec.q_len * spec.head_dim
+    key_columns = schedule.TILE_AREA // schedule.BLOCK_ROWS
+    buffers = 3 if spec.softcap else 2
     return Explanation(
         backend="numpy",
-        config=f"cpu_{spec.dtype}_d{spec.head_dim}_v{spec.v_dim}_q{BLOCK_ROWS}_kv{TILE_AREA // BLOCK_ROWS}",
+        config=f"cpu_{spec.dtype}_d{spec.head_dim}_v{spec.v_dim}_q{schedule.BLOCK_ROWS}_kv{key_columns}",
         reason="the operands are in host memory",
         threads=num_threads(),
         tasks=len(tasks),
-        workspace_bytes=busy * item * (packed + rows + TILE_AREA),
-        backward_workspace_bytes=busy * item * (packed + sums + 2 * rows + (3 if spec.softcap else 2) * TILE_AREA),
+        workspace_bytes=busy * item * (packed + rows + schedule.TILE_AREA),
+        backward_workspace_bytes=busy * item * (packed + sums + 2 * rows + buffers * schedule.TILE_AREA),
         compiled=True,
         spec=spec,
     )

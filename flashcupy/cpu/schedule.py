@@ -38,6 +38,16 @@ class Tile(NamedTuple):
     def width(self) -> int:
         return self.columns.stop - self.columns.start if isinstance(self.columns, slice) else self.columns.size
 
+    @property
+    def rows_seen(self) -> np.ndarray | None:
+        """Bool (rows,): the row sees a key of this tile. None is all."""
+        return None if self.visible is None else np.asarray(self.visible.any(axis=1))
+
+    @property
+    def columns_seen(self) -> np.ndarray | None:
+        """Bool (columns,): some row of this tile sees the key. None is all."""
+        return None if self.visible is None else np.asarray(self.visible.any(axis=0))
+
 
 class BandSchedule:
     """Tiles of a problem without lists."""
@@ -87,7 +97,11 @@ class ListSchedule:
         for r in range(n_rows):
             ids = self._row(r)[0]
             joint = np.union1d(union, ids)
-            if rows and (rows + 1) * self._bq <= BLOCK_ROWS and (rows + 1) * joint.size <= MERGE_WASTE * (visited + ids.size):
+            if (
+                rows
+                and (rows + 1) * self._bq <= BLOCK_ROWS
+                and (rows + 1) * joint.size <= MERGE_WASTE * (visited + ids.size)
+            ):
                 union, visited, rows = joint, visited + ids.size, rows + 1
                 continue
             yield r
@@ -119,10 +133,10 @@ class ListSchedule:
             columns = self._columns(chunk, min(head.band.k_len, self._k_end))
             index = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
             visible = self._listed(codes[:, start : start + step], i0 - r0 * self._bq, i1 - i0, index.size)
-            if index.size and not (inner_first <= index[0] and index[-1] < inner_last):
+            if not (inner_first <= index[0] and index[-1] < inner_last):
                 band = head.band.visible(i0, i1, index)
                 visible = band if visible is None else visible & band
-            yield from _tile(head, i0, i1, columns, visible)
+            yield from _pieces(head, i0, i1, columns, visible)
 
     def _columns(self, ids: np.ndarray, k_len: int) -> Columns:
         """Element columns of ascending block ids, cut at k_len; a run of neighbours is a slice, and costs no gather."""
@@ -147,6 +161,18 @@ Schedule = BandSchedule | ListSchedule
 
 def _tile_width(rows: int) -> int:
     return int(np.clip(TILE_AREA // rows, TILE_AREA // BLOCK_ROWS, MAX_TILE_COLUMNS))
+
+
+def _pieces(head: Head, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
+    """One tile, or several where a single block is wider than a tile."""
+    width = _tile_width(i1 - i0)
+    if not isinstance(columns, slice) or columns.stop - columns.start <= width:
+        yield from _tile(head, i0, i1, columns, visible)
+        return
+    for start in range(columns.start, columns.stop, width):
+        piece = slice(start, min(start + width, columns.stop))
+        own = slice(piece.start - columns.start, piece.stop - columns.start)
+        yield from _tile(head, i0, i1, piece, None if visible is None else visible[:, own])
 
 
 def _tile(head: Head, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:

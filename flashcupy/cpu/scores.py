@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from flashcupy.cpu import schedule
 from flashcupy.cpu.arithmetic import Arithmetic
 from flashcupy.cpu.head import Columns, Head
-from flashcupy.cpu.schedule import TILE_AREA, Tile
 from flashcupy.philox import keep_mask, keep_scale, keep_threshold
 from flashcupy.spec import AttentionProblem
 
@@ -31,16 +31,16 @@ def take(packed: np.ndarray, columns: Columns) -> np.ndarray:
     return packed[columns] if isinstance(columns, slice) else packed.take(columns, axis=0)
 
 
-def without_hidden(rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def without_hidden(rows: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
     """Zero the rows that nothing in the tile sees: 0 * NaN would carry what they hold into visible results."""
-    return rows if seen.all() else np.where(seen[:, None], rows, rows.dtype.type(0))
+    return rows if seen is None or seen.all() else np.where(seen[:, None], rows, rows.dtype.type(0))
 
 
 class TileBuffers:
     """Score-sized scratch memory of one task, reused from tile to tile."""
 
     def __init__(self, count: int, dtype: np.dtype) -> None:
-        self._flat = [np.empty(TILE_AREA, dtype) for _ in range(count)]
+        self._flat = [np.empty(schedule.TILE_AREA, dtype) for _ in range(count)]
 
     def view(self, which: int, rows: int, columns: int) -> np.ndarray:
         return self._flat[which][: rows * columns].reshape(rows, columns)
@@ -91,7 +91,7 @@ class Scores:
         difference = np.subtract.outer(np.arange(offset, offset + rows).astype(dtype), j.astype(dtype))
         return np.abs(difference, out=difference)
 
-    def keep_bits(self, tile: Tile) -> np.ndarray | None:
+    def keep_bits(self, tile: schedule.Tile) -> np.ndarray | None:
         """All-ones integers where a score is visible: ANDed to a tile they leave +0.0 in place of NaN and inf too."""
         return None if tile.visible is None else as_bits(tile.visible, self._arithmetic)
 
@@ -124,5 +124,3 @@ class Dropout:
     def keep_bits(self, i0: int, i1: int, columns: Columns) -> np.ndarray:
         cols = (columns.start, columns.stop) if isinstance(columns, slice) else columns
         return as_bits(keep_mask(self._threshold, *self._stream, (i0, i1), cols), self._arithmetic)
-
-

@@ -1,0 +1,23 @@
+"""Optional packages that tests compare against."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import pytest
+
+
+def oracle(name: str) -> ModuleType:
+    """Import an optional peer, or skip the calling test or module with the reason.
+
+    ``FLASHCUPY_REQUIRE_ORACLES=1`` turns the skip into a failure, so that CI cannot lose a peer unnoticed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        reason = f"compares against {name}, which cannot be imported ({error})"
+        if os.environ.get("FLASHCUPY_REQUIRE_ORACLES") == "1":
+            pytest.fail(f"FLASHCUPY_REQUIRE_ORACLES=1: {reason}", pytrace=False)
+        pytest.skip(reason, allow_module_level=True)

@@ -1,0 +1,89 @@
+"""The naive computation, and the bound that it sets."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from naive import assert_close, naive, naive_bwd, naive_varlen, naive_varlen_bwd
+from rowwise import CU_K, CU_Q, INF, PACKED_CASES, TALL, operands, packed_operands
+
+from flashcupy.reference import attention_varlen, attention_varlen_bwd
+
+NAN = np.nan
+
+
+# ---- the naive computation and the bound -----------------------------------------------------------------------------
+
+
+def test_naive_rounds_scores_and_weights():
+    q, k, v, dout, _ = (x.astype(np.float16) for x in operands(TALL))
+    s = (np.einsum("bhid,bhjd->bhij", q, k, dtype=np.float32) / 2).astype(np.float16).astype(np.float32)
+    e = np.exp(s - s.max(-1, keepdims=True))
+    p = (e / e.sum(-1, keepdims=True)).astype(np.float16).astype(np.float32)
+    out, lse = naive(q, k, v, np.float16)
+    np.testing.assert_array_equal(out, (p @ v.astype(np.float32)).astype(np.float16))
+    assert (out.dtype, lse.dtype) == (np.float16, np.float32)
+    dp = (dout.astype(np.float32) @ v.astype(np.float32).mT).astype(np.float16).astype(np.float32)
+    ds = (p * (dp - (p * dp).sum(-1, keepdims=True))).astype(np.float16).astype(np.float32)
+    grads = naive_bwd(dout, q, k, v, np.float16)
+    np.testing.assert_array_equal(grads.dq, (ds @ k.astype(np.float32) / 2).astype(np.float16))
+    np.testing.assert_array_equal(grads.dk, (ds.mT @ q.astype(np.float32) / 2).astype(np.float16))
+    np.testing.assert_array_equal(grads.dv, (p.mT @ dout.astype(np.float32)).astype(np.float16))
+
+
+@pytest.mark.parametrize("name", PACKED_CASES)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_naive_is_near_and_keeps_dtypes(dtype, name):
+    options = PACKED_CASES[name]
+    q, k, v, dout, dlse = (x.astype(dtype) for x in packed_operands())
+    eps = float(ml_dtypes.finfo(dtype).eps)
+    out, lse = naive_varlen(q, k, v, CU_Q, CU_K, dtype, **options)
+    assert (out.dtype, lse.dtype) == (dtype, np.promote_types(dtype, np.float32))
+    expected_out, expected_lse = attention_varlen(q, k, v, CU_Q, CU_K, **options)
+    np.testing.assert_allclose(out.astype(float), expected_out, rtol=0, atol=16 * eps)
+    np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=16 * eps)
+    grads = naive_varlen_bwd(dout, q, k, v, CU_Q, CU_K, dtype, **options, dlse=dlse)
+    expected = attention_varlen_bwd(dout, q, k, v, CU_Q, CU_K, **options, dlse=dlse)
+    dtypes = [dtype] * 3 + [options[key].dtype if key in options else None for key in ("bias", "sinks")]
+    for grad, other, own in zip(grads, expected, dtypes, strict=True):
+        if own is None:
+            assert grad is None
+        else:
+            assert grad.dtype == own
+            np.testing.assert_allclose(grad.astype(float), other, rtol=0, atol=64 * eps * np.abs(other).max(initial=1))
+
+
+def test_bound_of_low_precision():
+    expected, coarse = np.array([1.5, -3.0, -INF]), np.array([1.5, -3.0 + 1 / 128, -INF], np.float32)
+    ulp = 2.0**-9  # of 3 in float16
+    for grad, factor in ((False, 2), (True, 3)):
+        limit = factor / 128 + 2 * ulp
+        assert_close(np.array([1.5, -3.0 + limit, -INF], np.float16), expected, coarse, grad=grad)
+        with pytest.raises(AssertionError, match=r"at \(1,\): got -2.9\d+, expected -3.0"):
+            assert_close(np.array([1.5, -3.0 + limit + ulp, -INF], np.float16), expected, coarse, grad=grad)
+
+
+def test_bound_of_float64():
+    expected = np.array([1.0, 2.0])
+    limit = 64 * 2.0**-52 * 3 * 2
+    assert_close(np.array([1.0 + limit, 2.0]), expected, None, num_keys=9)
+    with pytest.raises(AssertionError, match=r"at \(0,\)"):
+        assert_close(np.array([1.0 + 1.01 * limit, 2.0]), expected, None, num_keys=9)
+    with pytest.raises(AssertionError, match=r"at \(0,\)"):
+        assert_close(np.array([1.0 + limit, 2.0]), expected, None)
+
+
+@pytest.mark.parametrize(("got", "expected"), [(NAN, 1.0), (INF, 1.0), (1.0, -INF), (INF, -INF), (1.0, NAN)])
+def test_bound_wants_inf_and_nan_in_place(got, expected):
+    with pytest.raises(AssertionError, match="inf and nan"):
+        assert_close(np.array([0.0, got]), np.array([0.0, expected]), None)
+
+
+def test_bound_refuses_what_it_cannot_judge():
+    with pytest.raises(AssertionError, match="shape"):
+        assert_close(np.zeros(2), np.zeros((1, 2)), None)
+    with pytest.raises(AssertionError, match="naive is needed"):
+        assert_close(np.zeros(2, np.float32), np.zeros(2), None)
+    with pytest.raises(AssertionError, match="bounds nothing"):
+        assert_close(np.ones(1, np.float16), np.ones(1), np.array([INF]))
