@@ -15,6 +15,7 @@ import numpy as np
 import threadpoolctl
 
 from flashcupy._version import __version__
+from flashcupy.cpu import num_threads
 from flashcupy.paths import cache_dir
 
 OPTIONAL_PACKAGES = ("ml_dtypes", "scipy", "matplotlib")
@@ -37,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def collect_info() -> dict[str, Any]:
     """Gather what ``flashcupy info`` prints, without importing CuPy or touching a GPU."""
-    from flashcupy.cpu.threads import num_threads  # here, so that `--version` and `--help` stay quick
-
     return {
         "flashcupy": __version__,
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",

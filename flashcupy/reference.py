@@ -150,9 +150,9 @@ def backward(dout: Array, dlse: Array, f: Forward, o: Options, arithmetic: Arith
     z = dropout_factor(f, o, arithmetic)
     dout, dlse = np.where(f.sees[..., None], dout, 0), np.where(f.sees, dlse, 0)
     dv = arithmetic.rounded(f.p * z).mT @ dout
-    dp = arithmetic.rounded(dout @ f.v.mT) * z
+    dp = np.where(f.visible, arithmetic.rounded(dout @ f.v.mT) * z, 0)
     delta = np.sum(f.p * dp, axis=-1) - dlse  # dlse/ds = P, so dlse joins here
-    ds = arithmetic.rounded(np.where(f.visible, f.p * (dp - delta[..., None]), 0))
+    ds = arithmetic.rounded(f.p * (dp - delta[..., None]))
     dqk = arithmetic.rounded(ds * f.cap_slope)
     sink = np.asarray(-np.inf if o.sinks is None else o.sinks, arithmetic.dtype)[..., None]
     p_sink = np.exp(np.where(f.sees, sink - f.lse, -np.inf))
@@ -187,7 +187,7 @@ def unpack(x: Array, cu_seqlens: ArrayLike, longest: int | None) -> tuple[Array,
     return np.moveaxis(padded[:, tokens], 1, 0), tokens, lengths
 
 
-def pack(x: Array, tokens: Array, total: int, fill: float = 0.0) -> Array:
+def pack(x: Array, tokens: Array, total: int, fill: npt.ArrayLike = 0.0) -> Array:
     """Gather (n_seq, H, longest, ...) into packed (H, total, ...); tokens of no sequence get ``fill``."""
     packed = np.full((x.shape[1], total + 1, *x.shape[3:]), fill, dtype=x.dtype)
     packed[:, tokens] = np.moveaxis(x, 0, 1)
@@ -329,7 +329,7 @@ def attention_varlen(
     ----------
     q, k, v : array_like (Hq, total_q, D), (Hkv, total_k, D), (Hkv, total_k, Dv)
     cu_seqlens_q, cu_seqlens_k : array_like of int (n_seq + 1,)
-        Where sequences start and end. Tokens outside all of them are never read; their out is 0, their lse -inf.
+        Where sequences start and end. Tokens outside all of them are never read; they see no key.
     max_seqlen_q, max_seqlen_k : int, optional
         The longest sequence by default. ``mask`` and ``bias`` broadcast to (n_seq, Hq, max_seqlen_q, max_seqlen_k).
     the options
@@ -354,7 +354,8 @@ def attention_varlen(
         softcap=softcap, sinks=sinks, block_mask=block_mask, dropout=dropout, seed=seed, q_lengths=used_q,
         kv_lengths=used_kv, arithmetic=arithmetic,
     )
-    out, lse = pack(out, tokens, q3.shape[1]), pack(lse, tokens, q3.shape[1], fill=-np.inf)
+    empty_row = -np.inf if sinks is None else np.asarray(sinks, arithmetic.dtype)[:, None]
+    out, lse = pack(out, tokens, q3.shape[1]), pack(lse, tokens, q3.shape[1], fill=empty_row)
     return (out[0], lse[0]) if np.ndim(q) == np.ndim(k) == np.ndim(v) == 2 else (out, lse)
 
 

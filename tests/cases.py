@@ -45,8 +45,9 @@ class Case:
         s = self.sizes
         return f"{'+'.join(self.features) or 'plain'}-{self.dtype}-{s.q_len}x{s.kv_len}-h{s.q_heads}:{s.kv_heads}"
 
-    def make(self) -> Problem:
-        rng = np.random.default_rng([self.seed, *(sum(map(ord, name)) for name in self.features)])
+    def make(self, draw: int = 0) -> Problem:
+        """Draw the problem; the same draw is always the same problem."""
+        rng = np.random.default_rng([self.seed, draw, *(sum(map(ord, name)) for name in self.features)])
         s, dtype = self.sizes, DTYPES[self.dtype]
         options: dict[str, Any] = {}
         for name in self.features:

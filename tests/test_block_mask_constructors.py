@@ -213,6 +213,12 @@ def test_from_scipy_sums_duplicates_and_skips_stored_zeros():
     assert m.nnz == 5  # the caller's matrix is left as it was
 
 
+def test_from_scipy_sums_duplicates_of_csr():
+    m = scipy.sparse.csr_array(([1, -1, 1], [3, 3, 2], [0, 3]), shape=(1, 20))
+    assert BlockMask.from_scipy(m, block_size=16).to_dense().nonzero()[3].tolist() == [2]
+    assert m.nnz == 3  # the caller's matrix is left as it was
+
+
 def test_from_scipy_takes_blocks_of_a_bsr_matrix_that_are_stored_twice():
     data = np.ones((2, 16, 16), np.int32)
     m = scipy.sparse.bsr_array((data, [0, 0], [0, 2]), shape=(16, 32))

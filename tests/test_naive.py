@@ -8,6 +8,7 @@ import pytest
 from naive import assert_close, naive, naive_bwd, naive_varlen, naive_varlen_bwd
 from rowwise import CU_K, CU_Q, INF, PACKED_CASES, TALL, operands, packed_operands
 
+from flashcupy.philox import keep_mask, keep_scale, keep_threshold
 from flashcupy.reference import attention_varlen, attention_varlen_bwd
 
 NAN = np.nan
@@ -16,20 +17,34 @@ NAN = np.nan
 # ---- the naive computation and the bound -----------------------------------------------------------------------------
 
 
-def test_naive_rounds_scores_and_weights():
+def test_naive_rounds_scores_weights_and_their_gradients():
     q, k, v, dout, _ = (x.astype(np.float16) for x in operands(TALL))
-    s = (np.einsum("bhid,bhjd->bhij", q, k, dtype=np.float32) / 2).astype(np.float16).astype(np.float32)
+    wide_q, wide_k, wide_v, wide_dout = (x.astype(np.float32) for x in (q, k, v, dout))
+    heads = [[keep_mask(keep_threshold(0.3), 5, 0, b, h, (0, 9), (0, 6)) for h in range(2)] for b in range(2)]
+    z = np.array(heads, dtype=np.float32) * keep_scale(keep_threshold(0.3))
+
+    def rounded(x):
+        return x.astype(np.float16).astype(np.float32)
+
+    t = np.tanh(wide_q @ wide_k.mT / 2 / 1.5)
+    s = rounded(1.5 * t)
     e = np.exp(s - s.max(-1, keepdims=True))
-    p = (e / e.sum(-1, keepdims=True)).astype(np.float16).astype(np.float32)
-    out, lse = naive(q, k, v, np.float16)
-    np.testing.assert_array_equal(out, (p @ v.astype(np.float32)).astype(np.float16))
+    p = rounded(e / e.sum(-1, keepdims=True))
+    dp = rounded(wide_dout @ wide_v.mT) * z
+    ds = rounded(p * (dp - (p * dp).sum(-1, keepdims=True)))
+    dqk = rounded(ds * (1 - t * t))
+    options = {"softcap": 1.5, "bias": np.zeros((9, 6), np.float16), "dropout": 0.3, "seed": 5}
+    out, lse = naive(q, k, v, np.float16, **options)
     assert (out.dtype, lse.dtype) == (np.float16, np.float32)
-    dp = (dout.astype(np.float32) @ v.astype(np.float32).mT).astype(np.float16).astype(np.float32)
-    ds = (p * (dp - (p * dp).sum(-1, keepdims=True))).astype(np.float16).astype(np.float32)
-    grads = naive_bwd(dout, q, k, v, np.float16)
-    np.testing.assert_array_equal(grads.dq, (ds @ k.astype(np.float32) / 2).astype(np.float16))
-    np.testing.assert_array_equal(grads.dk, (ds.mT @ q.astype(np.float32) / 2).astype(np.float16))
-    np.testing.assert_array_equal(grads.dv, (p.mT @ dout.astype(np.float32)).astype(np.float16))
+    grads = naive_bwd(dout, q, k, v, np.float16, **options)
+    for actual, expected in (
+        (out, rounded(p * z) @ wide_v),
+        (grads.dq, dqk @ wide_k / 2),
+        (grads.dk, dqk.mT @ wide_q / 2),
+        (grads.dv, rounded(p * z).mT @ wide_dout),
+        (grads.dbias, ds.sum(axis=(0, 1))),
+    ):
+        np.testing.assert_array_equal(actual, expected.astype(np.float16), strict=True)
 
 
 @pytest.mark.parametrize("name", PACKED_CASES)

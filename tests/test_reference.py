@@ -141,6 +141,18 @@ def test_keys_hidden_from_some_queries_reach_only_the_others(poison):
         assert np.isnan(dirty[:, :, 3:]).any()
 
 
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_values_hidden_from_some_queries_do_not_reach_their_dq(poison):
+    q, k, v, dout, dlse = operands(GQA)
+    bad = v.copy()
+    bad[..., 5, :] = poison  # visible from row 3 on
+    options = {"causal": True, "bias": normal(7, 9), "dlse": dlse}
+    clean, dirty = (attention_bwd(dout, q, k, x, **options) for x in (v, bad))
+    np.testing.assert_array_equal(dirty.dq[:, :, :3], clean.dq[:, :, :3])
+    np.testing.assert_array_equal(dirty.dbias[:3], clean.dbias[:3])
+    assert not np.isfinite(dirty.dq[:, :, 3:]).any()
+
+
 def test_nan_in_bias_or_a_hidden_score_does_not_matter():
     q, k, v, dout, _ = operands(GQA)
     bias = normal(7, 9)

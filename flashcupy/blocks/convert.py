@@ -136,10 +136,10 @@ def to_scipy(lists: BlockLists, format: str | None) -> Any:
 def _matrix(sparse: Any, lists: BlockLists, format: str) -> Any:
     grid = lists.grid
     keys, ids = entries(lists)
-    bits, inside = bitops.with_constants(lists.bits), bitops.pack(grid.inside())
+    bits = bitops.with_constants(lists.bits)
     data = np.empty((len(keys), *grid.block_size), np.bool_)
     for part in bitops.chunks(len(keys), grid.block_q * grid.block_k):
-        data[part] = bitops.unpack(bits[ids[part]] & inside[grid.edge_class(keys[part])], grid.block_k)
+        data[part] = bitops.unpack(bits[ids[part]], grid.block_k)
     padded = (grid.nq * grid.block_q, grid.nk * grid.block_k)
     indptr = lists.full_indptr + lists.partial_indptr
     m = sparse.bsr_array((data, keys - grid.row_of(keys) * grid.nk, indptr), shape=padded, blocksize=grid.block_size)

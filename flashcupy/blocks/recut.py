@@ -35,13 +35,12 @@ class _Axis:
     old_block: int
     new_block: int
     start: int
-    old_len: int
     new_len: int
 
     def new_range(self, old: np.ndarray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """First new block that each old block touches, and how many."""
         low = np.clip(old * self.old_block - self.start, 0, self.new_len)
-        high = np.clip(np.minimum((old + 1) * self.old_block, self.old_len) - self.start, low, self.new_len)
+        high = np.clip((old + 1) * self.old_block - self.start, low, self.new_len)
         first = low // self.new_block
         return first, np.where(high > low, -(-high // self.new_block) - first, 0)
 
@@ -63,8 +62,8 @@ class _Axis:
 
 def _recut(lists: BlockLists, grid: Grid, start: int) -> BlockLists:
     old = lists.grid
-    query = _Axis(old.block_q, grid.block_q, start, old.seqlen_q, grid.seqlen_q)
-    key = _Axis(old.block_k, grid.block_k, 0, old.seqlen_k, grid.seqlen_k)
+    query = _Axis(old.block_q, grid.block_q, start, grid.seqlen_q)
+    key = _Axis(old.block_k, grid.block_k, 0, grid.seqlen_k)
     old_entries = entries(lists)
     new_keys = _touched(old, grid, query, key, old_entries[0])
     ids = np.full(len(new_keys), FULL)

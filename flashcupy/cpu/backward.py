@@ -217,10 +217,12 @@ class _Worker:
 
 
 class _Rows:
-    """Packed operands of one block of query rows: [q * factor, -lse] and [dout, -delta].
+    """Packed operands of one block of query rows: [q * factor, -reference] and [dout, -delta] * exp(reference - lse).
 
-    What -lse loses when rounded to the tile's dtype is a factor on the whole row of P, and so of dS and P^T dout; it is
-    put on the packed dout instead.
+    A factor on a whole row of P is one on that row of dS and of P^T dout, so it may sit on the packed dout instead, and
+    the reference is free. Halfway between lse and lse - log(keys) the arguments of the exponential are small whether
+    attention is spread or sharp, and with them their rounding errors; what the reference loses when it is itself
+    rounded goes into the factor.
     """
 
     def __init__(
@@ -242,14 +244,14 @@ class _Rows:
         self.i0 = i0
         self._lse = rows(upstream.lse)[:, 0].astype(np.float64)
         self.q = pack(head.q[i0:i1], math.dtype, factor=scores.query_factor)
-        reference = np.where(self._lse == -np.inf, 0, self._lse * math.unit)
-        self.q[:, -1] = -reference
+        lse = np.where(self._lse == -np.inf, 0, self._lse)
+        self.q[:, -1] = (0.5 * np.log(max(1, sequence.k_len)) - lse) * math.unit
         self.dout = pack(rows(upstream.dout), math.dtype)
         self._minus_delta = -(self.dout[:, :-1] * rows(upstream.out).astype(math.dtype)).sum(axis=1)
         if upstream.dlse is not None:
             self._minus_delta += rows(upstream.dlse)[:, 0]
         self.dout[:, -1] = self._minus_delta
-        self.dout *= math.exp(-self.q[:, -1] - reference).astype(math.dtype)[:, None]
+        self.dout *= math.exp(-self.q[:, -1] - lse * math.unit).astype(math.dtype)[:, None]
         self._seen = np.zeros(i1 - i0, np.bool_)
 
     def see(self, seen: np.ndarray | None) -> None:

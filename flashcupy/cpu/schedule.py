@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -89,7 +90,7 @@ class ListSchedule:
             edges = [i for i in starts if i < self._q_len]
         else:
             edges = [r * self._bq for r in self._merged_rows(n_rows)]
-        return list(zip(edges, [*edges[1:], self._q_len], strict=True))
+        return list(pairwise([*edges, self._q_len]))
 
     def _merged_rows(self, n_rows: int) -> Iterator[int]:
         """First block row of each group."""

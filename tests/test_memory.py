@@ -1,0 +1,61 @@
+"""Peak memory grows with S, not S x S."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import flashcupy as fc
+
+_BLOCK_BYTES = 4 << 20  # tiles, whatever the length
+
+
+def _peak(call) -> int:
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _gradients(x, **options):
+    out, residuals = fc.attention_fwd(x, x, x, **options)
+    return fc.attention_bwd(out, residuals)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    fc.set_num_threads(2)
+    yield
+    fc.set_num_threads(None)
+
+
+@pytest.mark.parametrize("features", [{}, {"alibi_slopes": np.ones(2, np.float32), "softcap": 3.0}, {"dropout": 0.2, "seed": 1}])
+@pytest.mark.parametrize("run", [lambda x, **o: fc.attention(x, x, x, **o), _gradients], ids=["forward", "backward"])
+def test_extra_memory_is_linear(run, features):
+    def at(length):
+        x = np.zeros((2, length, 16), np.float32)
+        return _peak(lambda: run(x, window=(200, 0), **features)) / x.nbytes
+
+    short, long = at(4096), at(32768)
+    # Bytes per byte of one operand: falls as tiles are amortised, and would be eight times larger at S x S.
+    assert long <= short
+    assert long * 32768 * 2 * 16 * 4 < 32768**2
+
+
+def test_a_broadcast_mask_is_never_expanded():
+    x = np.zeros((4, 4, 1024, 8), np.float32)
+    mask = np.ones((1024, 1024), np.bool_)
+    assert _peak(lambda: fc.attention(x, x, x, mask=mask)) < 2 * x.nbytes + 2 * _BLOCK_BYTES
+
+
+def test_explain_is_close_to_the_truth():
+    x = np.zeros((2, 16384, 32), np.float32)
+    told = fc.explain(x, x, x, window=(64, 0))
+    lse_bytes = x.nbytes // 32
+    measured = _peak(lambda: fc.attention(x, x, x, window=(64, 0))) - x.nbytes - lse_bytes
+    assert 0.5 < measured / told.workspace_bytes < 1.5
