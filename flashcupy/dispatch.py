@@ -49,6 +49,6 @@ def run_backward(
         ("dlse", dlse_array),
     ]
     grads = outputs.grad_arrays(problem, wanted, out, read_only)
-    upstream = cpu.Upstream(problem, residuals.out_array, residuals.lse_array, dout_array, dlse_array)
+    upstream = cpu.Upstream(residuals.out_array, residuals.lse_array, dout_array, dlse_array)
     cpu.backward(problem, upstream, grads, deterministic=bool(deterministic))
     return outputs.grads_out(problem, grads, out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -145,30 +145,24 @@ class AttentionProblem:
         offset = 0 if spec.causal == "top-left" else k_len - q_len
         return Sequence(batch, q_start, q_len, k_start, k_len, offset)
 
-    def matrices(self, array: np.ndarray) -> np.ndarray:
-        """View `array`, (..., H, rows, columns) as the caller wrote it, with all batch dims, some of extent 1."""
+    def heads(self, array: np.ndarray, batch: int) -> np.ndarray:
+        """View of one flat batch entry of `array`, (..., H, rows, columns) as the caller wrote it: (H, rows, columns).
+
+        Packed rows (varlen) stay packed; where the batch dims broadcast, entries share a view.
+        """
         if array.ndim == 2:
             array = array[None]
-        if self.spec.varlen:
-            return array
-        return array[(None,) * (len(self.spec.batch) + 3 - array.ndim)]
+        return array if self.spec.varlen else self._entry(array, self.spec.batch, batch)
 
-    def matrix(self, matrices: np.ndarray, batch: int, head: int) -> np.ndarray:
-        """The (rows, columns) view of one flat batch entry and head; extents of 1 broadcast."""
-        index = () if self.spec.varlen else np.unravel_index(batch, self.spec.batch) if self.spec.batch else ()
-        return matrices[pick(matrices.shape, (*(int(i) for i in index), head))]
+    def score_heads(self, array: np.ndarray, batch: int) -> np.ndarray:
+        """View of mask or bias of one sequence, (H, rows, columns) with extents of 1 where it broadcasts."""
+        return self._entry(array, (self.spec.batch_size,) if self.spec.varlen else self.spec.batch, batch)
 
-    def scores_operand(self, array: np.ndarray, batch: int, head: int) -> np.ndarray:
-        """The view of mask or bias that belongs to one sequence and head, extents of 1 kept."""
-        leading = (self.spec.batch_size,) if self.spec.varlen else self.spec.batch
-        full = array[(None,) * (len(leading) + 3 - array.ndim)]
-        index = np.unravel_index(batch, leading) if leading else ()
-        return full[pick(full.shape, (*(int(i) for i in index), head))]
-
-
-def pick(shape: tuple[int, ...], index: tuple[int, ...]) -> tuple[int, ...]:
-    """Index into broadcast leading dims: 0 where the extent is 1."""
-    return tuple(0 if extent == 1 else i for extent, i in zip(shape, index, strict=False))
+    @staticmethod
+    def _entry(array: np.ndarray, dims: tuple[int, ...], batch: int) -> np.ndarray:
+        full = array[(None,) * (len(dims) + 3 - array.ndim)]
+        index = np.unravel_index(batch, dims) if dims else ()
+        return full[tuple(0 if extent == 1 else i for extent, i in zip(full.shape, index, strict=False))]
 
 
 def _extent(cu_seqlens: np.ndarray | None, lengths: np.ndarray | None, batch: int, longest: int) -> tuple[int, int]:
@@ -179,8 +173,3 @@ def _extent(cu_seqlens: np.ndarray | None, lengths: np.ndarray | None, batch: in
     if lengths is not None:
         length = int(lengths[batch])
     return start, length
-
-
-def shape_text(value: Any) -> str:
-    """`(8, 16, 64)`, for messages."""
-    return str(tuple(value))

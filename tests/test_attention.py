@@ -55,7 +55,8 @@ def test_everything_at_once(backend, sizes):
 @pytest.mark.parametrize("dtype", _DTYPES)
 @pytest.mark.parametrize("features", pairs(), ids="+".join)
 def test_each_pair_in_each_dtype_and_shape(backend, features, dtype):
-    for sizes, tiles in itertools.product(SHAPES, (True, False)):
+    # Not the one-key shape: there P is 1, the naive computation makes no error and bounds nothing.
+    for sizes, tiles in itertools.product(SHAPES[:4], (True, False)):
         if tiles:
             with backend.small_tiles():
                 check(Case(features, dtype, sizes, seed=1), backend)

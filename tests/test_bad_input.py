@@ -78,7 +78,9 @@ _CASES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), _CASES, ids=lambda x: str(x)[:60] if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("change", "error", "message"), _CASES, ids=lambda x: str(x)[:60] if isinstance(x, str) else ""
+)
 def test_forward(change, error, message):
     call = {"q": Q, "k": K, "v": K, **change}
     before = {name: np.array(x, copy=True) for name, x in call.items() if isinstance(x, np.ndarray)}
@@ -126,7 +128,11 @@ _RESIDUALS = fc.attention_fwd(Q, K, K)[1]
         ({"wrt": ("q", "x")}, ValueError, "wrt names 'x'"),
         ({"wrt": ("bias",)}, ValueError, "wrt names 'bias', but the forward was called without bias="),
         ({"out": (None,) * 5}, TypeError, "out is a tuple, expected flashcupy.AttentionGrads"),
-        ({"out": fc.AttentionGrads(dq=np.empty_like(Q)), "wrt": ("k",)}, ValueError, "out.dq is given, but wrt does not"),
+        (
+            {"out": fc.AttentionGrads(dq=np.empty_like(Q)), "wrt": ("k",)},
+            ValueError,
+            "out.dq is given, but wrt does not",
+        ),
         ({"out": fc.AttentionGrads(dq=np.empty_like(K))}, ValueError, "out.dq has shape"),
         ({"out": fc.AttentionGrads(dq=Q)}, ValueError, "out.dq shares memory with q"),
         ({"out": fc.AttentionGrads(dq=_RESIDUALS.out)}, ValueError, "out.dq shares memory with residuals.out"),

@@ -45,7 +45,13 @@ def test_a_key_hidden_from_every_query_never_leaks(backend, how, poison, tiles):
     if tiles == "small":
         with backend.small_tiles():
             poisoned = _run(q, k, v, dout, **options)
-            clean = _run(q, np.nan_to_num(k, nan=1, posinf=1, neginf=1), np.nan_to_num(v, nan=1, posinf=1, neginf=1), dout, **options)
+            clean = _run(
+                q,
+                np.nan_to_num(k, nan=1, posinf=1, neginf=1),
+                np.nan_to_num(v, nan=1, posinf=1, neginf=1),
+                dout,
+                **options,
+            )
     else:
         poisoned = _run(q, k, v, dout, **options)
     for a, b in zip(clean, poisoned, strict=True):
@@ -98,7 +104,7 @@ def test_a_row_without_keys_has_no_gradient_even_through_its_sink(backend):
     q, k, v, dout = _operands("float64")
     mask = np.ones((40, 40), np.bool_)
     mask[3] = False
-    out, residuals = fc.attention_fwd(q, k, v, mask=mask, sinks=np.zeros(2))
+    _, residuals = fc.attention_fwd(q, k, v, mask=mask, sinks=np.zeros(2))
     dlse = np.zeros_like(residuals.lse)
     dlse[..., 3] = 1e6
     grads = fc.attention_bwd(np.zeros_like(dout), residuals, wrt=("q", "k", "v", "sinks"), dlse=dlse)

@@ -40,7 +40,9 @@ def test_sinks_go_to_one_part():
         fc.attention(q, k[..., s, :], v[..., s, :], sinks=sinks if s is _PARTS[0] else None, return_lse=True)
         for s in _PARTS
     ]
-    for got, want in zip(fc.merge_attention(*zip(*parts, strict=True)), reference.attention(q, k, v, sinks=sinks), strict=True):
+    for got, want in zip(
+        fc.merge_attention(*zip(*parts, strict=True)), reference.attention(q, k, v, sinks=sinks), strict=True
+    ):
         assert_close(got, want, None, num_keys=70)
 
 

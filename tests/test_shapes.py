@@ -46,7 +46,9 @@ def _agrees(q, k, v, **options):
     ],
 )
 def test_batch_dims_broadcast_and_gradients_sum_over_them(batches, expected):
-    q, k, v = (_normal(*b, h, s, 4, seed=i) for i, (b, h, s) in enumerate(zip(batches, (4, 2, 2), (5, 7, 7), strict=True)))
+    q, k, v = (
+        _normal(*b, h, s, 4, seed=i) for i, (b, h, s) in enumerate(zip(batches, (4, 2, 2), (5, 7, 7), strict=True))
+    )
     out, lse, grads = _agrees(q, k, v, causal=True)
     assert out.shape == (*expected, 4, 5, 4)
     assert lse.shape == (*expected, 4, 5)
@@ -123,7 +125,9 @@ def _variants(x: np.ndarray) -> dict[str, np.ndarray]:
     return layouts
 
 
-@pytest.mark.parametrize("layout", ["spaced", "reversed", "fortran", "tokens_first", "unaligned", "swapped", "read_only"])
+@pytest.mark.parametrize(
+    "layout", ["spaced", "reversed", "fortran", "tokens_first", "unaligned", "swapped", "read_only"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_any_strides_give_the_same_bits(layout, dtype):
     q, k, v = (_normal(2, 4, 33, 8, seed=i).astype(dtype) for i in range(3))

@@ -14,7 +14,7 @@ import numpy as np
 
 from flashcupy.arrays import accumulator
 from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
-from flashcupy.cpu.head import Columns, Head
+from flashcupy.cpu.heads import Columns, Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
 from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, take, without_hidden
@@ -27,12 +27,9 @@ Grads = Mapping[str, np.ndarray]
 class Upstream:
     """What the backward gets besides the problem: the forward's results and the gradients flowing in."""
 
-    def __init__(
-        self, problem: AttentionProblem, out: np.ndarray, lse: np.ndarray, dout: np.ndarray, dlse: np.ndarray | None
-    ) -> None:
-        self.out, self.dout = problem.matrices(out), problem.matrices(dout)
-        self.lse = problem.matrices(lse[..., None])
-        self.dlse = None if dlse is None else problem.matrices(dlse[..., None])
+    def __init__(self, out: np.ndarray, lse: np.ndarray, dout: np.ndarray, dlse: np.ndarray | None) -> None:
+        self.out, self.dout, self.lse = out, dout, lse[..., None]
+        self.dlse = None if dlse is None else dlse[..., None]
 
 
 def backward(problem: AttentionProblem, upstream: Upstream, grads: Grads, *, deterministic: bool) -> None:
@@ -61,38 +58,32 @@ class _Sums:
         self.dtype = accumulator(problem.spec.dtype)
         self._arrays = {name: self._zeros(array) for name, array in grads.items() if name != "sinks"}
         # d sinks is a sum over rows: each row's share is kept and summed at the end, in one order.
-        self._sink_rows = (
-            problem.matrices(np.zeros((*problem.spec.lse_shape, 1), self.dtype)) if "sinks" in grads else None
-        )
+        self.sink_rows = np.zeros((*problem.spec.lse_shape, 1), self.dtype) if "sinks" in grads else None
         self.dbias_is_shared = "bias" in grads and self._is_shared(grads["bias"])
         self._dbias_lock = threading.Lock() if self.dbias_is_shared else nullcontext()
 
     def wants(self, *names: str) -> bool:
         return any(name in self._grads for name in names)
 
-    def matrix(self, name: str, batch: int, head: int) -> np.ndarray:
-        return self._problem.matrix(self._problem.matrices(self._arrays[name]), batch, head)
+    def array(self, name: str) -> np.ndarray:
+        return self._arrays[name]
 
-    def sink_rows(self, batch: int, head: int) -> np.ndarray:
-        assert self._sink_rows is not None
-        return self._problem.matrix(self._sink_rows, batch, head)[:, 0]
-
-    def add_dbias(self, head: Head, i0: int, columns: Columns, ds: np.ndarray) -> None:
-        dbias = self._problem.scores_operand(self._arrays["bias"], head.sequence.batch, head.head)
-        for axis in (0, 1):
-            if dbias.shape[axis] == 1:
-                ds = ds.sum(axis=axis, keepdims=True)
-        rows = slice(None) if dbias.shape[0] == 1 else slice(i0, i0 + len(ds))
+    def add_dbias(self, heads: Heads, i0: int, columns: Columns, ds: np.ndarray) -> None:
+        dbias = self._problem.score_heads(self._arrays["bias"], heads.sequence.batch)
+        where = heads.q_heads, slice(i0, i0 + ds.shape[1]), columns
+        broadcast = tuple(axis for axis in range(3) if dbias.shape[axis] == 1)
+        index = tuple(slice(None) if axis in broadcast else where[axis] for axis in range(3))
+        ds = ds.sum(axis=broadcast, keepdims=True)
         with self._dbias_lock:
-            dbias[rows, slice(None) if dbias.shape[1] == 1 else columns] += ds
+            dbias[index] += ds
 
     def store(self) -> None:
         for name, array in self._arrays.items():
             if array is not self._grads[name]:
                 self._grads[name][...] = array
-        if self._sink_rows is not None:
-            heads = self._sink_rows[..., 0]
-            self._grads["sinks"][...] = heads.sum(axis=tuple(a for a in range(heads.ndim) if a != heads.ndim - 2))
+        if self.sink_rows is not None:
+            heads = self.sink_rows[None] if self._problem.spec.headless else self.sink_rows
+            self._grads["sinks"][...] = np.moveaxis(heads, -3, 0).reshape(self._problem.spec.q_heads, -1).sum(axis=1)
 
     def _zeros(self, array: np.ndarray) -> np.ndarray:
         """The output itself where it can hold the sums."""
@@ -108,67 +99,59 @@ class _Sums:
 
 
 class _Worker:
-    """One task: rows of one query head against all keys they visit."""
+    """One task: rows of one stack of heads against all keys they visit."""
 
     def __init__(self, problem: AttentionProblem, plan: TaskPlan, task: Task, upstream: Upstream, sums: _Sums) -> None:
         self._problem, self._task, self._upstream, self._sums = problem, task, upstream, sums
-        sequence = task.sequence
         self._math = arithmetic(problem.spec.dtype)
-        self._head = Head.of(problem, sequence, task.items[0][0])
-        self._schedule = plan.schedule(sequence, self._head.head)
-        self._scores = Scores(problem, self._math, self._head)
-        self._dropout = Dropout.of(problem, self._math, self._head)
-        self._key_rows = slice(sequence.k_start, sequence.k_start + sequence.k_len)
-        self._keys, self._values = (
-            pack(problem.matrix(problem.matrices(x), sequence.batch, task.kv_head)[self._key_rows], self._math.dtype)
-            for x in (problem.k, problem.v)
-        )
-        self._dk = np.zeros((sequence.k_len, problem.spec.head_dim), self._math.dtype)
-        self._dv = np.zeros((sequence.k_len, problem.spec.v_dim), self._math.dtype)
-        self._dq = [np.zeros((i1 - i0, problem.spec.head_dim), self._math.dtype) for _, (i0, i1) in task.items]
+        self._heads = Heads.of(problem, task.sequence, task.items[0][0], task.kv_heads)
+        self._schedule = plan.schedule(task.sequence, self._heads.q_heads.start)
+        self._scores = Scores(problem, self._math, self._heads)
+        self._dropout = Dropout.of(problem, self._math, self._heads)
+        self._keys, self._values = (pack(task.key_rows(problem, x), self._math.dtype) for x in (problem.k, problem.v))
+        self._dk, self._dv = (np.zeros_like(packed[..., :-1], order="C") for packed in (self._keys, self._values))
+        head_dim = problem.spec.head_dim
+        self._dq = [np.zeros((self._heads.count, i1 - i0, head_dim), self._math.dtype) for _, (i0, i1) in task.items]
         self._buffers = TileBuffers(3 if problem.spec.softcap else 2, self._math.dtype)
 
     def run(self) -> None:
         for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
-            rows = _Rows(self._problem, self._upstream, self._scores, self._head, i0, i1, self._math)
-            for tile in self._schedule.tiles(self._head, i0, i1):
+            rows = _Rows(self._problem, self._upstream, self._scores, self._heads, i0, i1, self._math)
+            for tile in self._schedule.tiles(self._heads, i0, i1):
                 self._visit(rows, tile, dq)
-            if self._sums.wants("sinks"):
-                self._sink_rows(i0, i1)[...] = rows.dsink(self._head)
+            if self._sums.sink_rows is not None:
+                self._query_rows(self._sums.sink_rows, i0, i1)[..., 0] = rows.dsink(self._heads)
 
     def deliver(self) -> None:
         """Add this task's sums to the call's; called in task order, one at a time."""
-        batch, kv_head = self._task.sequence.batch, self._task.kv_head
         if self._sums.wants("q"):
-            target = self._sums.matrix("q", batch, self._head.head)
             for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
-                target[self._query_rows(i0, i1)] += dq * self._math.dtype.type(self._scores.dq_factor)
+                target = self._query_rows(self._sums.array("q"), i0, i1)
+                target += dq * self._math.dtype.type(self._scores.dq_factor)
         if self._sums.wants("k"):
             self._dk *= self._math.dtype.type(self._scores.dk_factor)
-            self._sums.matrix("k", batch, kv_head)[self._key_rows] += self._dk
+            target = self._task.key_rows(self._problem, self._sums.array("k"))
+            target += self._dk
         if self._sums.wants("v"):
             if self._dropout is not None:
                 self._dv *= self._math.dtype.type(self._dropout.scale)
-            self._sums.matrix("v", batch, kv_head)[self._key_rows] += self._dv
+            target = self._task.key_rows(self._problem, self._sums.array("v"))
+            target += self._dv
 
-    def _sink_rows(self, i0: int, i1: int) -> np.ndarray:
-        return self._sums.sink_rows(self._task.sequence.batch, self._head.head)[self._query_rows(i0, i1)]
-
-    def _query_rows(self, i0: int, i1: int) -> slice:
-        start = self._task.sequence.q_start
-        return slice(start + i0, start + i1)
+    def _query_rows(self, array: np.ndarray, i0: int, i1: int) -> np.ndarray:
+        return query_rows(self._problem, self._heads, array, i0, i1)
 
     def _visit(self, rows: _Rows, tile: Tile, dq: np.ndarray) -> None:
-        keep = self._scores.keep_bits(tile)
+        keep, grouped = self._scores.keep_bits(tile), self._heads.grouped
         keys, values = take(self._keys, tile.columns), take(self._values, tile.columns)
         q, dout = rows.q, rows.dout
-        gain = None
+        shape, gain = (*q.shape[:2], tile.width), None
         if self._problem.spec.softcap is not None:
-            gain = self._buffers.view(2, len(q), tile.width)
-        p = self._buffers.view(0, len(q), tile.width)
+            gain = self._buffers.view(2, shape)
+        p = self._buffers.view(0, shape)
         self._scores.tile(q, keys, rows.i0, tile.columns, p, gain)
         mask_bits(self._math.exp(p, out=p), keep)
-        drop = None if self._dropout is None else self._dropout.keep_bits(rows.i0, rows.i0 + len(q), tile.columns)
+        drop = None if self._dropout is None else self._dropout.keep_bits(rows.i0, rows.i0 + q.shape[1], tile.columns)
         seen = tile.rows_seen
         rows.see(seen)
         if self._sums.wants("q", "k", "bias"):
@@ -176,21 +159,21 @@ class _Worker:
             self._spread(rows, tile, ds, keys, seen, gain, dq)
         if self._sums.wants("v"):
             mask_bits(p, drop)
-            self._dv[tile.columns] += p.T @ without_hidden(dout, seen)[:, :-1]
+            self._dv[:, tile.columns] += grouped(p).mT @ grouped(without_hidden(dout, seen))[..., :-1]
 
     def _dscores(
         self, rows: _Rows, p: np.ndarray, values: np.ndarray, keep: np.ndarray | None, drop: np.ndarray | None
     ) -> np.ndarray:
         """dS = P * (dP - delta); the packed last columns deliver dP - delta in one product."""
-        ds = self._buffers.view(1, *p.shape)
+        ds, grouped = self._buffers.view(1, p.shape), self._heads.grouped
         if drop is None:
-            np.matmul(rows.dout, values.T, out=ds)
+            np.matmul(grouped(rows.dout), values.mT, out=grouped(ds))
         else:
             assert self._dropout is not None
-            np.matmul(rows.dout[:, :-1], values[:, :-1].T, out=ds)
+            np.matmul(grouped(rows.dout)[..., :-1], values[..., :-1].mT, out=grouped(ds))
             mask_bits(ds, drop)
             ds *= ds.dtype.type(self._dropout.scale)
-            ds += rows.dout[:, -1:]
+            ds += rows.dout[..., -1:]
         ds *= p
         mask_bits(ds, keep)
         return ds
@@ -206,14 +189,16 @@ class _Worker:
         dq: np.ndarray,
     ) -> None:
         """Add what dS contributes to dbias, dq and dk."""
+        grouped = self._heads.grouped
         if self._sums.wants("bias"):
-            self._sums.add_dbias(self._head, rows.i0, tile.columns, ds)
+            self._sums.add_dbias(self._heads, rows.i0, tile.columns, ds)
         if gain is not None:
             ds *= gain
         if self._sums.wants("q"):
-            dq += ds @ without_hidden(keys, tile.columns_seen)[:, :-1]
+            keys = without_hidden(keys, self._heads.keys_seen(tile.columns_seen))
+            dq += (grouped(ds) @ keys[..., :-1]).reshape(dq.shape)
         if self._sums.wants("k"):
-            self._dk[tile.columns] += ds.T @ without_hidden(rows.q, seen)[:, :-1]
+            self._dk[:, tile.columns] += grouped(ds).mT @ grouped(without_hidden(rows.q, seen))[..., :-1]
 
 
 class _Rows:
@@ -230,35 +215,38 @@ class _Rows:
         problem: AttentionProblem,
         upstream: Upstream,
         scores: Scores,
-        head: Head,
+        heads: Heads,
         i0: int,
         i1: int,
         math: Arithmetic,
     ) -> None:
-        sequence = head.sequence
-        target = slice(sequence.q_start + i0, sequence.q_start + i1)
-
-        def rows(matrices: np.ndarray) -> np.ndarray:
-            return problem.matrix(matrices, sequence.batch, head.head)[target]
+        def rows(array: np.ndarray) -> np.ndarray:
+            return query_rows(problem, heads, array, i0, i1)
 
         self.i0 = i0
-        self._lse = rows(upstream.lse)[:, 0].astype(np.float64)
-        self.q = pack(head.q[i0:i1], math.dtype, factor=scores.query_factor)
+        self._lse = rows(upstream.lse)[..., 0].astype(np.float64)
+        self.q = pack(heads.q[:, i0:i1], math.dtype, factor=scores.query_factor)
         lse = np.where(self._lse == -np.inf, 0, self._lse)
-        self.q[:, -1] = (0.5 * np.log(max(1, sequence.k_len)) - lse) * math.unit
+        self.q[..., -1] = (0.5 * np.log(max(1, heads.sequence.k_len)) - lse) * math.unit
         self.dout = pack(rows(upstream.dout), math.dtype)
-        self._minus_delta = -(self.dout[:, :-1] * rows(upstream.out).astype(math.dtype)).sum(axis=1)
+        self._minus_delta = -(self.dout[..., :-1] * rows(upstream.out).astype(math.dtype)).sum(axis=-1)
         if upstream.dlse is not None:
-            self._minus_delta += rows(upstream.dlse)[:, 0]
-        self.dout[:, -1] = self._minus_delta
-        self.dout *= math.exp(-self.q[:, -1] - lse * math.unit).astype(math.dtype)[:, None]
-        self._seen = np.zeros(i1 - i0, np.bool_)
+            self._minus_delta += rows(upstream.dlse)[..., 0]
+        self.dout[..., -1] = self._minus_delta
+        self.dout *= math.exp(-self.q[..., -1] - lse * math.unit).astype(math.dtype)[..., None]
+        self._seen = np.zeros(self._lse.shape, np.bool_)
 
     def see(self, seen: np.ndarray | None) -> None:
         """Note the rows that saw a key in a tile; None is all."""
         self._seen |= True if seen is None else seen
 
-    def dsink(self, head: Head) -> np.ndarray:
+    def dsink(self, heads: Heads) -> np.ndarray:
         """Each row's share of the sink's gradient: exp(sink - lse) * (-delta), 0 through rows that see no key."""
-        share = np.exp((head.sink or 0.0) - self._lse) * self._minus_delta
-        return np.where(self._seen, share, 0)
+        assert heads.sinks is not None
+        return np.where(self._seen, np.exp(heads.sinks - self._lse) * self._minus_delta, 0)
+
+
+def query_rows(problem: AttentionProblem, heads: Heads, array: np.ndarray, i0: int, i1: int) -> np.ndarray:
+    """View of the rows i0..i1-1 of a stack of heads in an array with one row per query."""
+    start = heads.sequence.q_start
+    return problem.heads(array, heads.sequence.batch)[heads.q_heads, start + i0 : start + i1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
-from flashcupy.cpu.head import Head
+from flashcupy.cpu.heads import Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
 from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, take, without_hidden
@@ -27,15 +27,13 @@ def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> np.n
     Returns lse in float64 for the backward: rounded to float32, lse = 8 alone would put an error of 2e-7 on all of P.
     """
     kept = np.empty(lse.shape, np.float64)
-    out_matrices = problem.matrices(out)
-    lse_matrices = problem.matrices(kept[..., None])
-    _fill_unvisited(problem, out_matrices, lse_matrices)
+    _fill_unvisited(problem, out, kept)
     plan = TaskPlan(problem)
     tasks = plan.forward()
 
     def run(index: int, _: Turnstile) -> None:
         with np.errstate(all="ignore"):
-            _run(problem, plan, tasks[index], out_matrices, lse_matrices)
+            _run(problem, plan, tasks[index], out, kept)
 
     run_tasks(run, len(tasks))
     lse[...] = kept
@@ -47,100 +45,92 @@ def _fill_unvisited(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray)
     if problem.q_lengths is None and problem.cu_seqlens_q is None:
         return
     out[...] = 0
-    lse[...] = -np.inf if problem.sinks is None else np.asarray(problem.sinks, np.float64)[:, None, None]
+    lse[...] = -np.inf if problem.sinks is None else np.asarray(problem.sinks, np.float64)[:, None]
 
 
 def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray, lse: np.ndarray) -> None:
     math = arithmetic(problem.spec.dtype)
     sequence = task.sequence
-    keys, values = (
-        pack(problem.matrix(problem.matrices(x), sequence.batch, task.kv_head)[_key_rows(task)], math.dtype)
-        for x in (problem.k, problem.v)
-    )
+    keys, values = (pack(task.key_rows(problem, x), math.dtype) for x in (problem.k, problem.v))
     buffers = TileBuffers(1, math.dtype)
-    for head_index, (i0, i1) in task.items:
-        head = Head.of(problem, sequence, head_index)
-        rows = _Rows(problem, math, head, i0, i1, buffers)
-        for tile in plan.schedule(sequence, head_index).tiles(head, i0, i1):
+    for q_heads, (i0, i1) in task.items:
+        heads = Heads.of(problem, sequence, q_heads, task.kv_heads)
+        rows = _Rows(problem, math, heads, i0, i1, buffers)
+        for tile in plan.schedule(sequence, q_heads.start).tiles(heads, i0, i1):
             rows.visit(tile, take(keys, tile.columns), take(values, tile.columns))
-        first = sequence.q_start + i0
-        target = slice(first, first + i1 - i0)
+        target = q_heads, slice(sequence.q_start + i0, sequence.q_start + i1)
         rows.finish(
-            problem.matrix(out, sequence.batch, head_index)[target],
-            problem.matrix(lse, sequence.batch, head_index)[target, 0],
+            problem.heads(out, sequence.batch)[target], problem.heads(lse[..., None], sequence.batch)[target][..., 0]
         )
 
 
-def _key_rows(task: Task) -> slice:
-    return slice(task.sequence.k_start, task.sequence.k_start + task.sequence.k_len)
-
-
 class _Rows:
-    """Running softmax of one block of query rows.
+    """Running softmax of one block of query rows, for a stack of heads.
 
     ``total`` is the sum over the keys seen of exp(score - reference) * [value, 1], scores and reference in units. A
     row that has seen no key has reference -inf; while any row has, tiles take the exact path.
     """
 
     def __init__(
-        self, problem: AttentionProblem, math: Arithmetic, head: Head, i0: int, i1: int, buffers: TileBuffers
+        self, problem: AttentionProblem, math: Arithmetic, heads: Heads, i0: int, i1: int, buffers: TileBuffers
     ) -> None:
-        self._math, self._head, self._i0, self._i1, self._buffers = math, head, i0, i1, buffers
-        self._scores = Scores(problem, math, head)
-        self._dropout = Dropout.of(problem, math, head)
-        self._q = pack(head.q[i0:i1], math.dtype, last=0.0, factor=self._scores.query_factor)
-        self._total = np.zeros((i1 - i0, problem.spec.v_dim + 1), math.dtype)
-        self._reference = np.full(i1 - i0, -np.inf, math.dtype)
+        self._math, self._heads, self._i0, self._i1, self._buffers = math, heads, i0, i1, buffers
+        self._scores = Scores(problem, math, heads)
+        self._dropout = Dropout.of(problem, math, heads)
+        self._q = pack(heads.q[:, i0:i1], math.dtype, last=0.0, factor=self._scores.query_factor)
+        self._shape = heads.count, i1 - i0
+        self._total = np.zeros((*self._shape, problem.spec.v_dim + 1), math.dtype)
+        self._reference = np.full(self._shape, -np.inf, math.dtype)
         self._settled = False
 
     def visit(self, tile: Tile, keys: np.ndarray, values: np.ndarray) -> None:
         keep = self._scores.keep_bits(tile)
-        values = without_hidden(values, tile.columns_seen)
+        values = without_hidden(values, self._heads.keys_seen(tile.columns_seen))
         if not self._settled and keep is None:
             self._settle(tile, keys)
         if self._settled:
             p = self._relative_scores(tile, keys)
             mask_bits(self._math.exp(p, out=p), keep)
             partial = self._weigh(p, tile, values)
-            if partial[:, -1].max() <= self._math.growth_limit:
+            if partial[..., -1].max() <= self._math.growth_limit:
                 self._total += partial
                 return
         self._exact(tile, keys, values, keep)
 
     def finish(self, out: np.ndarray, lse: np.ndarray) -> None:
         """Write the normalised rows; rows that have seen no key give 0, and the sink or -inf as lse."""
-        math, sink = self._math, self._head.sink
+        math = self._math
         seen = self._reference != -np.inf
-        if sink is not None and sink != -np.inf:
-            sink *= math.unit
-            raised = np.maximum(self._reference, math.dtype.type(sink))
-            self._total *= math.exp(self._reference - raised)[:, None]
-            self._total[:, -1] += math.exp(sink - raised)
-            self._reference = raised
-        sums = self._total[:, -1:]
+        if self._heads.sinks is not None:
+            self._add_sinks(self._heads.sinks * math.unit)
+        sums = self._total[..., -1:]
         scale = self._dropout.scale if self._dropout else 1.0
-        out[...] = np.where(seen[:, None], self._total[:, :-1] * math.dtype.type(scale) / sums, 0)
-        lse[...] = (self._reference + math.log(sums[:, 0].astype(np.float64))) / math.unit
+        out[...] = np.where(seen[..., None], self._total[..., :-1] * math.dtype.type(scale) / sums, 0)
+        lse[...] = (self._reference + math.log(sums[..., 0].astype(np.float64))) / math.unit
+
+    def _add_sinks(self, sinks: np.ndarray) -> None:
+        math = self._math
+        raised = np.maximum(self._reference, sinks.astype(math.dtype))
+        finite = np.where(raised == -np.inf, 0, raised)  # neither a key nor a sink: 0 stays 0
+        self._total *= math.exp(self._reference - finite)[..., None]
+        self._total[..., -1] += math.exp(sinks - finite)
+        self._reference = raised
 
     def _relative_scores(self, tile: Tile, keys: np.ndarray) -> np.ndarray:
         """Scores minus the references (minus 0 where there is none yet)."""
-        out = self._buffers.view(0, len(self._q), tile.width)
+        out = self._buffers.view(0, (*self._shape, tile.width))
         return self._scores.tile(self._q, keys, self._i0, tile.columns, out)
 
     def _refer_to(self, reference: np.ndarray) -> None:
         self._reference = reference
-        self._q[:, -1] = np.where(reference == -np.inf, 0, -reference)
+        self._q[..., -1] = np.where(reference == -np.inf, 0, -reference)
         self._settled = bool(np.all(reference > -np.inf))
 
     def _settle(self, tile: Tile, keys: np.ndarray) -> None:
         """Set the references that are still missing from the first few keys of a tile without hidden scores."""
         columns = tile.columns
-        few = (
-            slice(columns.start, min(columns.start + _SAMPLE, columns.stop))
-            if isinstance(columns, slice)
-            else columns[:_SAMPLE]
-        )
-        sample = self._relative_scores(Tile(few, None), keys[:_SAMPLE]).max(axis=1)
+        few = columns[:_SAMPLE] if isinstance(columns, np.ndarray) else _first(columns, _SAMPLE)
+        sample = self._relative_scores(Tile(few, None), keys[:, :_SAMPLE]).max(axis=2)
         self._refer_to(np.where(self._reference == -np.inf, sample, self._reference))
 
     def _exact(self, tile: Tile, keys: np.ndarray, values: np.ndarray, keep: np.ndarray | None) -> None:
@@ -152,20 +142,25 @@ class _Rows:
             bits = p.view(keep.dtype)
             np.bitwise_or(bits, np.bitwise_and(np.invert(keep), minus_inf), out=bits)
         seen = self._reference != -np.inf
-        grown = np.maximum(p.max(axis=1), np.where(seen, 0, -np.inf).astype(p.dtype))
+        grown = np.maximum(p.max(axis=2), np.where(seen, 0, -np.inf).astype(p.dtype))
         shift = np.where(grown == -np.inf, 0, grown)
-        p -= shift[:, None]
+        p -= shift[..., None]
         self._math.exp(p, out=p)
-        self._total *= np.where(seen, self._math.exp(-shift), 1)[:, None]
+        self._total *= np.where(seen, self._math.exp(-shift), 1)[..., None]
         self._total += self._weigh(p, tile, values)
-        self._refer_to(np.where(grown == -np.inf, -np.inf, shift - self._q[:, -1]))
+        self._refer_to(np.where(grown == -np.inf, -np.inf, shift - self._q[..., -1]))
 
     def _weigh(self, p: np.ndarray, tile: Tile, values: np.ndarray) -> np.ndarray:
         """P times [V, 1]; dropout takes entries from P for the product but not for the row sums."""
+        grouped = self._heads.grouped(p)
         if self._dropout is None:
-            return p @ values
+            return (grouped @ values).reshape(*self._shape, -1)
         sums = p @ np.ones(tile.width, p.dtype)
         mask_bits(p, self._dropout.keep_bits(self._i0, self._i1, tile.columns))
-        product = p @ values
-        product[:, -1] = sums
+        product = (grouped @ values).reshape(*self._shape, -1)
+        product[..., -1] = sums
         return product
+
+
+def _first(span: slice, count: int) -> slice:
+    return slice(span.start, min(span.start + count, span.stop))

@@ -5,26 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from flashcupy.arrays import accumulator
 from flashcupy.cpu import schedule
-from flashcupy.cpu.schedule import BandSchedule, ListSchedule, Schedule
+from flashcupy.cpu.schedule import BandSchedule, ListSchedule, Schedule, stack_limit
 from flashcupy.cpu.threads import num_threads
 from flashcupy.results import Explanation
 from flashcupy.spec import AttentionProblem, Sequence
 
 # Tasks per thread: enough that an uneven last round (causal, ragged batches) costs little.
 _TASKS_PER_THREAD = 4
+# Heads are not stacked beyond this: many small tasks cost calls, too few leave threads idle.
+_LEAST_TASKS = 8
 # The backward sums what its tasks deliver, so its tasks must not depend on the number of threads.
 _BACKWARD_TASKS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Row blocks of the query heads of one key/value head."""
+    """Stacks of query heads and blocks of their rows, all of one sequence and one stack of key/value heads."""
 
     sequence: Sequence
-    kv_head: int
-    items: tuple[tuple[int, tuple[int, int]], ...]  # (query head, (first row, end row))
+    kv_heads: slice
+    items: tuple[tuple[slice, tuple[int, int]], ...]  # (query heads, (first row, end row))
+
+    def key_rows(self, problem: AttentionProblem, array: np.ndarray) -> np.ndarray:
+        """View of k, v or a sum of their shape: (key/value heads, used rows, dim)."""
+        start = self.sequence.k_start
+        return problem.heads(array, self.sequence.batch)[self.kv_heads, start : start + self.sequence.k_len]
 
 
 class TaskPlan:
@@ -35,6 +44,7 @@ class TaskPlan:
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
     def schedule(self, sequence: Sequence, head: int) -> Schedule:
+        """Return the schedule of query head `head`, and of all that share its list."""
         mask = self._problem.block_mask
         batch = row = 0
         if mask is not None:
@@ -48,28 +58,56 @@ class TaskPlan:
         return self._schedules[key]
 
     def forward(self) -> list[Task]:
-        return self._split(_TASKS_PER_THREAD * num_threads(), keep_heads_apart=False)
+        """Cut for the threads there are: which task computes a row does not change its bits."""
+        return self._split(_TASKS_PER_THREAD * num_threads(), keep_stacks_apart=False)
 
     def backward(self) -> list[Task]:
-        return self._split(_BACKWARD_TASKS, keep_heads_apart=True)
+        """Cut the same way for any number of threads: sums over tasks depend on the cut."""
+        return self._split(_BACKWARD_TASKS, keep_stacks_apart=True)
 
-    def _split(self, wanted: int, *, keep_heads_apart: bool) -> list[Task]:
-        units = list(self._units(keep_heads_apart))
+    def _split(self, wanted: int, *, keep_stacks_apart: bool) -> list[Task]:
+        units = [
+            (sequence, kv_heads, stacks)
+            for sequence in map(self._problem.sequence, range(self._problem.spec.batch_size))
+            if sequence.q_len and self._problem.spec.q_heads
+            for kv_heads, stacks in self._units(sequence, keep_stacks_apart)
+        ]
         parts = -(-wanted // max(1, len(units)))
         tasks = []
-        for sequence, kv_head, heads in units:
-            items = [(head, rows) for head in heads for rows in self.schedule(sequence, head).row_blocks]
+        for sequence, kv_heads, stacks in units:
+            items = [
+                (q_heads, rows) for q_heads in stacks for rows in self.schedule(sequence, q_heads.start).row_blocks
+            ]
             # Every parts-th item: rows of a causal problem grow longer downwards.
-            tasks += [Task(sequence, kv_head, tuple(items[part::parts])) for part in range(min(parts, len(items)))]
+            tasks += [Task(sequence, kv_heads, tuple(items[part::parts])) for part in range(min(parts, len(items)))]
         return tasks
 
-    def _units(self, keep_heads_apart: bool) -> Iterator[tuple[Sequence, int, range]]:
+    def _units(self, sequence: Sequence, keep_stacks_apart: bool) -> Iterator[tuple[slice, list[slice]]]:
+        """Key/value heads that are packed together, and the stacks of query heads that use them."""
         spec = self._problem.spec
-        step = 1 if keep_heads_apart else max(1, spec.group)
-        for batch in range(spec.batch_size):
-            sequence = self._problem.sequence(batch)
-            for head in range(0, spec.q_heads, step):
-                yield sequence, head // spec.group, range(head, head + step)
+        stack = self._stack_size(sequence)
+        step = max(1, stack // spec.group)
+        width = min(stack, spec.group)
+        for kv_head in range(0, spec.kv_heads, step):
+            kv_heads = slice(kv_head, min(kv_head + step, spec.kv_heads))
+            first, end = kv_heads.start * spec.group, kv_heads.stop * spec.group
+            stacks = (
+                [slice(first, end)]
+                if step > 1
+                else [slice(head, min(head + width, end)) for head in range(first, end, max(1, width))]
+            )
+            if keep_stacks_apart:
+                yield from ((kv_heads, [q_heads]) for q_heads in stacks)
+            else:
+                yield kv_heads, stacks
+
+    def _stack_size(self, sequence: Sequence) -> int:
+        """Query heads computed together: as many as a tile has room for, share one list, and leave enough tasks."""
+        spec, mask = self._problem.spec, self._problem.block_mask
+        first, end = max(self.schedule(sequence, 0).row_blocks, key=lambda rows: rows[1] - rows[0])
+        shared = spec.q_heads if mask is None else spec.q_heads // mask.shape[1]
+        enough = -(-spec.batch_size * spec.q_heads // _LEAST_TASKS)
+        return min(stack_limit(end - first, sequence.k_len), shared, enough)
 
 
 def explain(problem: AttentionProblem) -> Explanation:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flashcupy.cpu.head import Columns, Head
+from flashcupy.cpu.heads import Columns, Heads
 
 if TYPE_CHECKING:
     from flashcupy.block_mask import BlockMask
@@ -30,7 +30,7 @@ _ABSENT, _FULL = -2, -1
 
 
 class Tile(NamedTuple):
-    """Columns of keys, and bool (rows, columns) visibility or None where every score is visible."""
+    """Columns of keys, and bool (heads or 1, rows, columns) visibility or None where every score is visible."""
 
     columns: Columns
     visible: np.ndarray | None
@@ -41,13 +41,13 @@ class Tile(NamedTuple):
 
     @property
     def rows_seen(self) -> np.ndarray | None:
-        """Bool (rows,): the row sees a key of this tile. None is all."""
-        return None if self.visible is None else np.asarray(self.visible.any(axis=1))
+        """Bool (heads or 1, rows): the row sees a key of this tile. None is all."""
+        return None if self.visible is None else np.asarray(self.visible.any(axis=2))
 
     @property
     def columns_seen(self) -> np.ndarray | None:
-        """Bool (columns,): some row of this tile sees the key. None is all."""
-        return None if self.visible is None else np.asarray(self.visible.any(axis=0))
+        """Bool (heads or 1, columns): some row of this tile sees the key. None is all."""
+        return None if self.visible is None else np.asarray(self.visible.any(axis=1))
 
 
 class BandSchedule:
@@ -60,15 +60,15 @@ class BandSchedule:
     def row_blocks(self) -> list[tuple[int, int]]:
         return [(i, min(i + BLOCK_ROWS, self._q_len)) for i in range(0, self._q_len, BLOCK_ROWS)]
 
-    def tiles(self, head: Head, i0: int, i1: int) -> Iterator[Tile]:
-        first, last, inner_first, inner_last = head.band.span(i0, i1)
+    def tiles(self, heads: Heads, i0: int, i1: int) -> Iterator[Tile]:
+        first, last, inner_first, inner_last = heads.band.span(i0, i1)
         width = _tile_width(i1 - i0)
         spans = [slice(j, min(j + width, last)) for j in range(first, last, width)]
         # Full tiles first: they give the running softmax a reference without a masked maximum.
         for span in sorted(spans, key=lambda s: not inner_first <= s.start <= s.stop <= inner_last):
             crosses = not inner_first <= span.start <= span.stop <= inner_last
-            band = head.band.visible(i0, i1, np.arange(span.start, span.stop)) if crosses else None
-            yield from _tile(head, i0, i1, span, band)
+            band = heads.band.visible(i0, i1, np.arange(span.start, span.stop)) if crosses else None
+            yield from _tile(heads, i0, i1, span, band)
 
 
 class ListSchedule:
@@ -118,10 +118,10 @@ class ListSchedule:
         order = np.argsort(ids)
         return ids[order], codes[order]
 
-    def tiles(self, head: Head, i0: int, i1: int) -> Iterator[Tile]:
+    def tiles(self, heads: Heads, i0: int, i1: int) -> Iterator[Tile]:
         r0 = i0 // self._bq
         rows = [self._row(r) for r in range(r0, -(-i1 // self._bq))]
-        first, last, inner_first, inner_last = head.band.span(i0, i1)
+        first, last, inner_first, inner_last = heads.band.span(i0, i1)
         ids = np.unique(np.concatenate([row_ids for row_ids, _ in rows]))
         ids = ids[(ids * self._bk < last) & ((ids + 1) * self._bk > first)]
         codes = np.full((len(rows), ids.size), _ABSENT)
@@ -131,13 +131,13 @@ class ListSchedule:
         step = max(1, _tile_width(i1 - i0) // self._bk)
         for start in range(0, ids.size, step):
             chunk = ids[start : start + step]
-            columns = self._columns(chunk, min(head.band.k_len, self._k_end))
+            columns = self._columns(chunk, min(heads.band.k_len, self._k_end))
             index = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
             visible = self._listed(codes[:, start : start + step], i0 - r0 * self._bq, i1 - i0, index.size)
             if not (inner_first <= index[0] and index[-1] < inner_last):
-                band = head.band.visible(i0, i1, index)
+                band = heads.band.visible(i0, i1, index)
                 visible = band if visible is None else visible & band
-            yield from _pieces(head, i0, i1, columns, visible)
+            yield from _pieces(heads, i0, i1, columns, visible)
 
     def _columns(self, ids: np.ndarray, k_len: int) -> Columns:
         """Element columns of ascending block ids, cut at k_len; a run of neighbours is a slice, and costs no gather."""
@@ -161,27 +161,34 @@ Schedule = BandSchedule | ListSchedule
 
 
 def _tile_width(rows: int) -> int:
+    """Columns of a tile; the same however many heads are stacked, so that stacking changes no result."""
     return int(np.clip(TILE_AREA // rows, TILE_AREA // BLOCK_ROWS, MAX_TILE_COLUMNS))
 
 
-def _pieces(head: Head, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
+def stack_limit(rows: int, k_len: int) -> int:
+    """Heads that one tile has room for."""
+    return max(1, TILE_AREA // (rows * max(1, min(k_len, _tile_width(rows)))))
+
+
+def _pieces(heads: Heads, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
     """One tile, or several where a single block is wider than a tile."""
     width = _tile_width(i1 - i0)
     if not isinstance(columns, slice) or columns.stop - columns.start <= width:
-        yield from _tile(head, i0, i1, columns, visible)
+        yield from _tile(heads, i0, i1, columns, visible)
         return
     for start in range(columns.start, columns.stop, width):
         piece = slice(start, min(start + width, columns.stop))
         own = slice(piece.start - columns.start, piece.stop - columns.start)
-        yield from _tile(head, i0, i1, piece, None if visible is None else visible[:, own])
+        yield from _tile(heads, i0, i1, piece, None if visible is None else visible[:, own])
 
 
-def _tile(head: Head, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
-    """Join the schedule's own visibility with the head's masks; nothing where no score is left."""
-    tile = Tile(columns, visible)
-    elements = head.element_mask(i0, i1, columns)
+def _tile(heads: Heads, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
+    """Join the schedule's own visibility with the heads' masks; nothing where no score is left."""
+    tile = Tile(columns, None if visible is None else visible[None])
+    elements = heads.element_mask(i0, i1, columns)
     if elements is not None:
-        visible = np.broadcast_to(elements, (i1 - i0, tile.width)) if visible is None else visible & elements
-        tile = Tile(columns, None if visible.all() else visible)
+        own = np.True_ if tile.visible is None else tile.visible
+        joint = np.broadcast_to(elements & own, (len(elements), i1 - i0, tile.width))
+        tile = Tile(columns, None if joint.all() else joint)
     if tile.width and (tile.visible is None or tile.visible.any()):
         yield tile

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
@@ -52,7 +52,7 @@ def set_num_threads(n: int | None) -> None:
 
 def num_threads() -> int:
     """Threads that a call made now would use."""
-    return _chosen or _blas.callers_limit() or _affinity()
+    return _chosen or _blas().callers_threads() or _affinity()
 
 
 def _affinity() -> int:
@@ -62,48 +62,68 @@ def _affinity() -> int:
         return os.cpu_count() or 1
 
 
-@cache
-def _controller() -> Any:
-    # Scanning the loaded libraries takes about a millisecond; NumPy's BLAS does not change after import.
-    return ThreadpoolController().select(user_api="blas")
+def _limit(library: Any, n: int) -> None:
+    """Set the threads of one BLAS library, from whichever thread this is.
+
+    threadpoolctl lets only the first thread that ever set OpenBLAS's process-wide count do so again and ignores the
+    others; we count holders ourselves, so each time we take that role and leave it.
+    """
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(n)
+    release(force=True)
 
 
-class _BlasLimit:
-    """Reference-counted hold of BLAS at one thread."""
+class BlasLimit:
+    """Reference-counted hold of BLAS at one thread.
 
-    def __init__(self) -> None:
+    Where the setting is process-wide the first holder sets it and the last restores it. With OpenMP each thread has a
+    setting of its own, so there every holder sets and restores his.
+    """
+
+    def __init__(self, libraries: list[Any]) -> None:
+        self._own = [library for library in libraries if getattr(library, "threading_layer", "") == "openmp"]
+        self._shared = [library for library in libraries if library not in self._own]
         self._lock = threading.Lock()
         self._holders = 0
-        self._limiter: Any = None
-        self._before: int | None = None
+        self._before: list[int | None] = []
 
-    def callers_limit(self) -> int | None:
-        """Threads that BLAS has, or had before we held it; None where NumPy's BLAS has no such setting."""
+    def callers_threads(self) -> int | None:
+        """Threads that BLAS has, or had before it was held; None where NumPy's BLAS has no such setting."""
         with self._lock:
-            return self._before if self._holders else _blas_threads()
+            shared = self._before if self._holders else [library.num_threads for library in self._shared]
+        counts = [*shared, *(library.num_threads for library in self._own)]
+        return max((n for n in counts if n), default=None)
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        own = [library.num_threads for library in self._own]
         with self._lock:
             if self._holders == 0:
-                self._before = _blas_threads()
-                self._limiter = _controller().limit(limits=1)
+                self._before = [library.num_threads for library in self._shared]
+                self._set(self._shared, [1] * len(self._shared))
             self._holders += 1
+        self._set(self._own, [1] * len(own))
         try:
             yield
         finally:
+            self._set(self._own, own)
             with self._lock:
                 self._holders -= 1
                 if self._holders == 0:
-                    self._limiter.restore_original_limits()
+                    self._set(self._shared, self._before)
+
+    @staticmethod
+    def _set(libraries: list[Any], counts: Sequence[int | None]) -> None:
+        for library, n in zip(libraries, counts, strict=True):
+            if n:
+                _limit(library, n)
 
 
-def _blas_threads() -> int | None:
-    counts = [library.num_threads for library in _controller().lib_controllers]
-    return max((n for n in counts if n), default=None)
-
-
-_blas = _BlasLimit()
+@cache
+def _blas() -> BlasLimit:
+    # Scanning the loaded libraries takes about a millisecond; NumPy's BLAS does not change after import.
+    return BlasLimit(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 @cache
@@ -113,9 +133,8 @@ def _pool() -> ThreadPoolExecutor:
 
 def _after_fork() -> None:
     """A forked child has the parent's objects but none of its threads, and perhaps a lock that was held."""
-    global _blas
     _pool.cache_clear()
-    _blas = _BlasLimit()
+    _blas.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -163,11 +182,14 @@ def run_tasks(task: Callable[[int, Turnstile], None], count: int, *, serial: boo
                 failures.append(error)
                 turnstile.break_()
 
-    with _blas.held():
-        helpers = [_pool().submit(work) for _ in range(workers - 1)]
+    def help_out() -> None:
+        with _blas().held():
+            work()
+
+    with _blas().held():
+        helpers = [_pool().submit(help_out) for _ in range(workers - 1)]
         work()
-        for helper in helpers:
-            helper.cancel()
-        wait(helpers)
+        # A cancelled helper counts as done only once a thread has seen it: in a busy pool that would be a wait.
+        wait([helper for helper in helpers if not helper.cancel()])
     if failures:
         raise failures[0]

@@ -1,4 +1,4 @@
-"""One head of one sequence: its operands as 2-D views, and which of its scores are visible."""
+"""Some heads of one sequence: their operands as views, and which of their scores are visible."""
 
 from __future__ import annotations
 
@@ -55,36 +55,60 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    """Operands of query head `head` in `sequence`; rows beyond the used lengths are cut off.
+class Heads:
+    """A stack of query heads of one sequence that are computed together, with the key/value heads they use.
 
-    ``mask`` and ``bias`` keep extents of 1 where they broadcast.
+    Small problems would spend their time in calls if heads came one by one. Arrays have the G heads of the stack as
+    first axis; rows beyond the used lengths are cut off. ``mask`` and ``bias`` keep extents of 1 where they broadcast;
+    ``slopes`` is (G, 1, 1) and ``sinks`` (G, 1).
     """
 
     sequence: Sequence
-    head: int
+    q_heads: slice
+    kv_heads: slice
     q: np.ndarray
     band: Band
     mask: np.ndarray | None
     bias: np.ndarray | None
-    slope: float
-    sink: float | None
+    slopes: np.ndarray | None
+    sinks: np.ndarray | None
 
     @classmethod
-    def of(cls, problem: AttentionProblem, sequence: Sequence, head: int) -> Head:
+    def of(cls, problem: AttentionProblem, sequence: Sequence, q_heads: slice, kv_heads: slice) -> Heads:
         batch = sequence.batch
-        start, stop = sequence.q_start, sequence.q_start + sequence.q_len
-        slopes, sinks = problem.alibi_slopes, problem.sinks
+
+        def scores(array: np.ndarray | None) -> np.ndarray | None:
+            if array is None:
+                return None
+            view = problem.score_heads(array, batch)
+            return view if view.shape[0] == 1 else view[q_heads]
+
+        slopes = None if problem.alibi_slopes is None else scores(problem.alibi_slopes[..., None, None])
         return cls(
             sequence,
-            head,
-            problem.matrix(problem.matrices(problem.q), batch, head)[start:stop],
+            q_heads,
+            kv_heads,
+            problem.heads(problem.q, batch)[q_heads, sequence.q_start : sequence.q_start + sequence.q_len],
             Band.of(problem, sequence),
-            None if problem.mask is None else problem.scores_operand(problem.mask, batch, head),
-            None if problem.bias is None else problem.scores_operand(problem.bias, batch, head),
-            0.0 if slopes is None else float(problem.scores_operand(slopes[..., None, None], batch, head)[0, 0]),
-            None if sinks is None else float(sinks[head]),
+            scores(problem.mask),
+            scores(problem.bias),
+            slopes,
+            None if problem.sinks is None else problem.sinks[q_heads, None].astype(np.float64),
         )
+
+    @property
+    def count(self) -> int:
+        return self.q_heads.stop - self.q_heads.start
+
+    def grouped(self, stacked: np.ndarray) -> np.ndarray:
+        """(G, rows, columns) as (key/value heads, rows of all query heads that share one, columns)."""
+        return stacked.reshape(self.kv_heads.stop - self.kv_heads.start, -1, stacked.shape[-1])
+
+    def keys_seen(self, tile_columns_seen: np.ndarray | None) -> np.ndarray | None:
+        """Bool (key/value heads or 1, columns): some query head of the stack sees the key."""
+        if tile_columns_seen is None or len(tile_columns_seen) == 1:
+            return tile_columns_seen
+        return np.asarray(self.grouped(tile_columns_seen).any(axis=1))
 
     def bias_tile(self, i0: int, i1: int, columns: Columns) -> np.ndarray | None:
         return None if self.bias is None else cut(self.bias, i0, i1, columns)
@@ -99,7 +123,7 @@ class Head:
         return visible
 
 
-def cut(matrix: np.ndarray, i0: int, i1: int, columns: Columns) -> np.ndarray:
-    """The tile of `matrix`; extents of 1 stay, to broadcast."""
-    rows = matrix if matrix.shape[0] == 1 else matrix[i0:i1]
-    return rows if rows.shape[1] == 1 else rows[:, columns]
+def cut(stack: np.ndarray, i0: int, i1: int, columns: Columns) -> np.ndarray:
+    """The tile of (heads, rows, columns); extents of 1 stay, to broadcast."""
+    rows = stack if stack.shape[1] == 1 else stack[:, i0:i1]
+    return rows if rows.shape[2] == 1 else rows[:, :, columns]
