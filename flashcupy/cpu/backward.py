@@ -83,7 +83,7 @@ class _Sums:
                 self._grads[name][...] = array
         if self.sink_rows is not None:
             heads = self.sink_rows[None] if self._problem.spec.headless else self.sink_rows
-            self._grads["sinks"][...] = np.moveaxis(heads, -3, 0).reshape(self._problem.spec.q_heads, -1).sum(axis=1)
+            self._grads["sinks"][...] = heads.sum(axis=tuple(a for a in range(heads.ndim) if a != heads.ndim - 3))
 
     def _zeros(self, array: np.ndarray) -> np.ndarray:
         """The output itself where it can hold the sums."""
