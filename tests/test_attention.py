@@ -56,12 +56,13 @@ def test_everything_at_once(backend, sizes):
 @pytest.mark.parametrize("features", pairs(), ids="+".join)
 def test_each_pair_in_each_dtype_and_shape(backend, features, dtype):
     # Not the one-key shape: there P is 1, the naive computation makes no error and bounds nothing.
-    for sizes, tiles in itertools.product(SHAPES[:4], (True, False)):
-        if tiles:
-            with backend.small_tiles():
-                check(Case(features, dtype, sizes, seed=1), backend)
+    for number, sizes in enumerate(SHAPES[:4]):
+        case = Case(features, dtype, sizes, seed=1)
+        if number % 2:
+            check(case, backend)
         else:
-            check(Case(features, dtype, sizes, seed=2), backend)
+            with backend.small_tiles():
+                check(case, backend)
 
 
 @pytest.mark.parametrize("features", [(), ("causal",), ("window", "sinks"), ("blocks", "causal"), ("dropout", "bias")])

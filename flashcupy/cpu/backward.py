@@ -229,7 +229,8 @@ class _Rows:
         lse = np.where(self._lse == -np.inf, 0, self._lse)
         self.q[..., -1] = (0.5 * np.log(max(1, heads.sequence.k_len)) - lse) * math.unit
         self.dout = pack(rows(upstream.dout), math.dtype)
-        self._minus_delta = -(self.dout[..., :-1] * rows(upstream.out).astype(math.dtype)).sum(axis=-1)
+        # In float64: where a row sees few keys dP - delta is pure cancellation, and delta's error all that is left.
+        self._minus_delta = -np.multiply(self.dout[..., :-1], rows(upstream.out), dtype=np.float64).sum(axis=-1)
         if upstream.dlse is not None:
             self._minus_delta += rows(upstream.dlse)[..., 0]
         self.dout[..., -1] = self._minus_delta
