@@ -17,7 +17,7 @@ from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
 from flashcupy.cpu.heads import Columns, Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
-from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, take, without_hidden
+from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, without_hidden
 from flashcupy.cpu.threads import Turnstile, run_tasks
 from flashcupy.spec import AttentionProblem
 
@@ -103,20 +103,20 @@ class _Worker:
 
     def __init__(self, problem: AttentionProblem, plan: TaskPlan, task: Task, upstream: Upstream, sums: _Sums) -> None:
         self._problem, self._task, self._upstream, self._sums = problem, task, upstream, sums
-        self._math = arithmetic(problem.spec.dtype)
+        self._arith = arithmetic(problem.spec.dtype)
         self._heads = Heads.of(problem, task.sequence, task.items[0][0], task.kv_heads)
         self._schedule = plan.schedule(task.sequence, self._heads.q_heads.start)
-        self._scores = Scores(problem, self._math, self._heads)
-        self._dropout = Dropout.of(problem, self._math, self._heads)
-        self._keys, self._values = (pack(task.key_rows(problem, x), self._math.dtype) for x in (problem.k, problem.v))
+        self._scores = Scores(problem, self._arith, self._heads)
+        self._dropout = Dropout.of(problem, self._arith, self._heads)
+        self._keys, self._values = (pack(task.key_rows(problem, x), self._arith.dtype) for x in (problem.k, problem.v))
         self._dk, self._dv = (np.zeros_like(packed[..., :-1], order="C") for packed in (self._keys, self._values))
         head_dim = problem.spec.head_dim
-        self._dq = [np.zeros((self._heads.count, i1 - i0, head_dim), self._math.dtype) for _, (i0, i1) in task.items]
-        self._buffers = TileBuffers(3 if problem.spec.softcap else 2, self._math.dtype)
+        self._dq = [np.zeros((self._heads.count, i1 - i0, head_dim), self._arith.dtype) for _, (i0, i1) in task.items]
+        self._buffers = TileBuffers(3 if problem.spec.softcap else 2, self._arith.dtype)
 
     def run(self) -> None:
         for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
-            rows = _Rows(self._problem, self._upstream, self._scores, self._heads, i0, i1, self._math)
+            rows = _Rows(self._problem, self._upstream, self._scores, self._heads, i0, i1, self._arith)
             for tile in self._schedule.tiles(self._heads, i0, i1):
                 self._visit(rows, tile, dq)
             if self._sums.sink_rows is not None:
@@ -127,14 +127,14 @@ class _Worker:
         if self._sums.wants("q"):
             for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
                 target = self._query_rows(self._sums.array("q"), i0, i1)
-                target += dq * self._math.dtype.type(self._scores.dq_factor)
+                target += dq * self._arith.dtype.type(self._scores.dq_factor)
         if self._sums.wants("k"):
-            self._dk *= self._math.dtype.type(self._scores.dk_factor)
+            self._dk *= self._arith.dtype.type(self._scores.dk_factor)
             target = self._task.key_rows(self._problem, self._sums.array("k"))
             target += self._dk
         if self._sums.wants("v"):
             if self._dropout is not None:
-                self._dv *= self._math.dtype.type(self._dropout.scale)
+                self._dv *= self._arith.dtype.type(self._dropout.scale)
             target = self._task.key_rows(self._problem, self._sums.array("v"))
             target += self._dv
 
@@ -143,14 +143,15 @@ class _Worker:
 
     def _visit(self, rows: _Rows, tile: Tile, dq: np.ndarray) -> None:
         keep, grouped = self._scores.keep_bits(tile), self._heads.grouped
-        keys, values = take(self._keys, tile.columns), take(self._values, tile.columns)
+        keys = self._buffers.take(0, self._keys, tile.columns)
+        values = self._buffers.take(1, self._values, tile.columns)
         q, dout = rows.q, rows.dout
         shape, gain = (*q.shape[:2], tile.width), None
         if self._problem.spec.softcap is not None:
             gain = self._buffers.view(2, shape)
         p = self._buffers.view(0, shape)
         self._scores.tile(q, keys, rows.i0, tile.columns, p, gain)
-        mask_bits(self._math.exp(p, out=p), keep)
+        mask_bits(self._arith.exp(p, out=p), keep)
         drop = None if self._dropout is None else self._dropout.keep_bits(rows.i0, rows.i0 + q.shape[1], tile.columns)
         seen = tile.rows_seen
         rows.see(seen)
@@ -218,23 +219,23 @@ class _Rows:
         heads: Heads,
         i0: int,
         i1: int,
-        math: Arithmetic,
+        arith: Arithmetic,
     ) -> None:
         def rows(array: np.ndarray) -> np.ndarray:
             return query_rows(problem, heads, array, i0, i1)
 
         self.i0 = i0
         self._lse = rows(upstream.lse)[..., 0].astype(np.float64)
-        self.q = pack(heads.q[:, i0:i1], math.dtype, factor=scores.query_factor)
+        self.q = pack(heads.q[:, i0:i1], arith.dtype, factor=scores.query_factor)
         lse = np.where(self._lse == -np.inf, 0, self._lse)
-        self.q[..., -1] = (0.5 * np.log(max(1, heads.sequence.k_len)) - lse) * math.unit
-        self.dout = pack(rows(upstream.dout), math.dtype)
+        self.q[..., -1] = (0.5 * np.log(max(1, heads.sequence.k_len)) - lse) * arith.unit
+        self.dout = pack(rows(upstream.dout), arith.dtype)
         # In float64: where a row sees few keys dP - delta is pure cancellation, and delta's error all that is left.
         self._minus_delta = -np.multiply(self.dout[..., :-1], rows(upstream.out), dtype=np.float64).sum(axis=-1)
         if upstream.dlse is not None:
             self._minus_delta += rows(upstream.dlse)[..., 0]
         self.dout[..., -1] = self._minus_delta
-        self.dout *= math.exp(-self.q[..., -1] - lse * math.unit).astype(math.dtype)[..., None]
+        self.dout *= arith.exp(-self.q[..., -1] - lse * arith.unit).astype(arith.dtype)[..., None]
         self._seen = np.zeros(self._lse.shape, np.bool_)
 
     def see(self, seen: np.ndarray | None) -> None:

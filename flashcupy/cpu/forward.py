@@ -7,18 +7,22 @@ beyond it, so that most tiles need neither a maximum nor a subtraction of their 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
 from flashcupy.cpu.heads import Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
-from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, take, without_hidden
+from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, without_hidden
 from flashcupy.cpu.threads import Turnstile, run_tasks
 from flashcupy.spec import AttentionProblem
 
 # Keys whose scores set the first reference of a row. Too few only make the slow path more frequent, never wrong.
 _SAMPLE = 32
+# Scores in a tile from which on that sample costs less than the maximum and the subtraction it saves (measured).
+_LEAST_SETTLED = 1 << 16
 
 
 def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> np.ndarray:
@@ -49,15 +53,15 @@ def _fill_unvisited(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray)
 
 
 def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray, lse: np.ndarray) -> None:
-    math = arithmetic(problem.spec.dtype)
+    arith = arithmetic(problem.spec.dtype)
     sequence = task.sequence
-    keys, values = (pack(task.key_rows(problem, x), math.dtype) for x in (problem.k, problem.v))
-    buffers = TileBuffers(1, math.dtype)
+    keys, values = (pack(task.key_rows(problem, x), arith.dtype) for x in (problem.k, problem.v))
+    buffers = TileBuffers(1, arith.dtype)
     for q_heads, (i0, i1) in task.items:
         heads = Heads.of(problem, sequence, q_heads, task.kv_heads)
-        rows = _Rows(problem, math, heads, i0, i1, buffers)
+        rows = _Rows(problem, arith, heads, i0, i1, buffers)
         for tile in plan.schedule(sequence, q_heads.start).tiles(heads, i0, i1):
-            rows.visit(tile, take(keys, tile.columns), take(values, tile.columns))
+            rows.visit(tile, buffers.take(0, keys, tile.columns), buffers.take(1, values, tile.columns))
         target = q_heads, slice(sequence.q_start + i0, sequence.q_start + i1)
         rows.finish(
             problem.heads(out, sequence.batch)[target], problem.heads(lse[..., None], sequence.batch)[target][..., 0]
@@ -72,48 +76,48 @@ class _Rows:
     """
 
     def __init__(
-        self, problem: AttentionProblem, math: Arithmetic, heads: Heads, i0: int, i1: int, buffers: TileBuffers
+        self, problem: AttentionProblem, arith: Arithmetic, heads: Heads, i0: int, i1: int, buffers: TileBuffers
     ) -> None:
-        self._math, self._heads, self._i0, self._i1, self._buffers = math, heads, i0, i1, buffers
-        self._scores = Scores(problem, math, heads)
-        self._dropout = Dropout.of(problem, math, heads)
-        self._q = pack(heads.q[:, i0:i1], math.dtype, last=0.0, factor=self._scores.query_factor)
+        self._arith, self._heads, self._i0, self._i1, self._buffers = arith, heads, i0, i1, buffers
+        self._scores = Scores(problem, arith, heads)
+        self._dropout = Dropout.of(problem, arith, heads)
+        self._q = pack(heads.q[:, i0:i1], arith.dtype, last=0.0, factor=self._scores.query_factor)
         self._shape = heads.count, i1 - i0
-        self._total = np.zeros((*self._shape, problem.spec.v_dim + 1), math.dtype)
-        self._reference = np.full(self._shape, -np.inf, math.dtype)
+        self._total = np.zeros((*self._shape, problem.spec.v_dim + 1), arith.dtype)
+        self._reference = np.full(self._shape, -np.inf, arith.dtype)
         self._settled = False
 
     def visit(self, tile: Tile, keys: np.ndarray, values: np.ndarray) -> None:
         keep = self._scores.keep_bits(tile)
         values = without_hidden(values, self._heads.keys_seen(tile.columns_seen))
-        if not self._settled and keep is None:
+        if not self._settled and keep is None and math.prod(self._shape) * tile.width >= _LEAST_SETTLED:
             self._settle(tile, keys)
         if self._settled:
             p = self._relative_scores(tile, keys)
-            mask_bits(self._math.exp(p, out=p), keep)
+            mask_bits(self._arith.exp(p, out=p), keep)
             partial = self._weigh(p, tile, values)
-            if partial[..., -1].max() <= self._math.growth_limit:
+            if partial[..., -1].max() <= self._arith.growth_limit:
                 self._total += partial
                 return
         self._exact(tile, keys, values, keep)
 
     def finish(self, out: np.ndarray, lse: np.ndarray) -> None:
         """Write the normalised rows; rows that have seen no key give 0, and the sink or -inf as lse."""
-        math = self._math
+        arith = self._arith
         seen = self._reference != -np.inf
         if self._heads.sinks is not None:
-            self._add_sinks(self._heads.sinks * math.unit)
+            self._add_sinks(self._heads.sinks * arith.unit)
         sums = self._total[..., -1:]
         scale = self._dropout.scale if self._dropout else 1.0
-        out[...] = np.where(seen[..., None], self._total[..., :-1] * math.dtype.type(scale) / sums, 0)
-        lse[...] = (self._reference + math.log(sums[..., 0].astype(np.float64))) / math.unit
+        out[...] = np.where(seen[..., None], self._total[..., :-1] * arith.dtype.type(scale) / sums, 0)
+        lse[...] = (self._reference + arith.log(sums[..., 0].astype(np.float64))) / arith.unit
 
     def _add_sinks(self, sinks: np.ndarray) -> None:
-        math = self._math
-        raised = np.maximum(self._reference, sinks.astype(math.dtype))
+        arith = self._arith
+        raised = np.maximum(self._reference, sinks.astype(arith.dtype))
         finite = np.where(raised == -np.inf, 0, raised)  # neither a key nor a sink: 0 stays 0
-        self._total *= math.exp(self._reference - finite)[..., None]
-        self._total[..., -1] += math.exp(sinks - finite)
+        self._total *= arith.exp(self._reference - finite)[..., None]
+        self._total[..., -1] += arith.exp(sinks - finite)
         self._reference = raised
 
     def _relative_scores(self, tile: Tile, keys: np.ndarray) -> np.ndarray:
@@ -145,8 +149,8 @@ class _Rows:
         grown = np.maximum(p.max(axis=2), np.where(seen, 0, -np.inf).astype(p.dtype))
         shift = np.where(grown == -np.inf, 0, grown)
         p -= shift[..., None]
-        self._math.exp(p, out=p)
-        self._total *= np.where(seen, self._math.exp(-shift), 1)[..., None]
+        self._arith.exp(p, out=p)
+        self._total *= np.where(seen, self._arith.exp(-shift), 1)[..., None]
         self._total += self._weigh(p, tile, values)
         self._refer_to(np.where(grown == -np.inf, -np.inf, shift - self._q[..., -1]))
 

@@ -113,6 +113,9 @@ class ListSchedule:
         mask, row = self._mask, self._first_row + r
         full = slice(*mask.full_indptr[row : row + 2])
         partial = slice(*mask.partial_indptr[row : row + 2])
+        if partial.start == partial.stop:
+            ids = mask.full_indices[full].astype(np.int64)
+            return ids, np.full(ids.size, _FULL)
         ids = np.concatenate((mask.full_indices[full], mask.partial_indices[partial])).astype(np.int64)
         codes = np.concatenate((np.full(full.stop - full.start, _FULL), mask.bits_id[partial]))
         order = np.argsort(ids)
@@ -120,14 +123,10 @@ class ListSchedule:
 
     def tiles(self, heads: Heads, i0: int, i1: int) -> Iterator[Tile]:
         r0 = i0 // self._bq
-        rows = [self._row(r) for r in range(r0, -(-i1 // self._bq))]
         first, last, inner_first, inner_last = heads.band.span(i0, i1)
-        ids = np.unique(np.concatenate([row_ids for row_ids, _ in rows]))
-        ids = ids[(ids * self._bk < last) & ((ids + 1) * self._bk > first)]
-        codes = np.full((len(rows), ids.size), _ABSENT)
-        for r, (row_ids, row_codes) in enumerate(rows):
-            kept = np.isin(row_ids, ids, assume_unique=True)
-            codes[r, np.searchsorted(ids, row_ids[kept])] = row_codes[kept]
+        ids, codes = self._joint(r0, -(-i1 // self._bq))
+        reached = slice(*np.searchsorted(ids, (first // self._bk, -(-last // self._bk))))
+        ids, codes = ids[reached], codes[:, reached]
         step = max(1, _tile_width(i1 - i0) // self._bk)
         for start in range(0, ids.size, step):
             chunk = ids[start : start + step]
@@ -138,6 +137,17 @@ class ListSchedule:
                 band = heads.band.visible(i0, i1, index)
                 visible = band if visible is None else visible & band
             yield from _pieces(heads, i0, i1, columns, visible)
+
+    def _joint(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending ids of all blocks that the block rows r0..r1-1 list, and codes (block rows, ids)."""
+        rows = [self._row(r) for r in range(r0, r1)]
+        if len(rows) == 1:
+            return rows[0][0], rows[0][1][None]
+        ids = np.unique(np.concatenate([row_ids for row_ids, _ in rows]))
+        codes = np.full((len(rows), ids.size), _ABSENT)
+        for own, (row_ids, row_codes) in zip(codes, rows, strict=True):
+            own[np.searchsorted(ids, row_ids)] = row_codes
+        return ids, codes
 
     def _columns(self, ids: np.ndarray, k_len: int) -> Columns:
         """Element columns of ascending block ids, cut at k_len; a run of neighbours is a slice, and costs no gather."""

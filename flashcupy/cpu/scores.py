@@ -29,21 +29,28 @@ def pack(matrices: np.ndarray, dtype: np.dtype, last: float = 1.0, factor: float
     return packed
 
 
-def take(packed: np.ndarray, columns: Columns) -> np.ndarray:
-    """The rows of a packed key or value matrix that a tile's columns stand for."""
-    return packed[:, columns] if isinstance(columns, slice) else packed.take(columns, axis=1)
-
-
 def without_hidden(rows: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
     """Zero the rows that nothing in the tile sees: 0 * NaN would carry what they hold into visible results."""
     return rows if seen is None or seen.all() else np.where(seen[..., None], rows, rows.dtype.type(0))
 
 
 class TileBuffers:
-    """Score-sized scratch memory of one task, reused from tile to tile."""
+    """Scratch memory of one task, reused from tile to tile: score-sized, and for keys and values gathered by lists."""
 
     def __init__(self, count: int, dtype: np.dtype) -> None:
         self._flat = [np.empty(schedule.TILE_AREA, dtype) for _ in range(count)]
+        self._gathered = [np.empty(0, dtype) for _ in range(2)]
+
+    def take(self, which: int, packed: np.ndarray, columns: Columns) -> np.ndarray:
+        """The rows of a packed key (0) or value (1) matrix that a tile's columns stand for."""
+        if isinstance(columns, slice):
+            return packed[:, columns]
+        shape = packed.shape[0], columns.size, packed.shape[2]
+        size = math.prod(shape)
+        if self._gathered[which].size < size:
+            self._gathered[which] = np.empty(size, packed.dtype)
+        out = self._gathered[which][:size].reshape(shape)
+        return packed.take(columns, axis=1, out=out, mode="clip")  # any other mode copies once more
 
     def view(self, which: int, shape: tuple[int, int, int]) -> np.ndarray:
         return self._flat[which][: math.prod(shape)].reshape(shape)
