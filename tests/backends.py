@@ -28,6 +28,7 @@ class NumpyBackend:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(schedule, "BLOCK_ROWS", 16)
             patch.setattr(schedule, "TILE_AREA", 16 * 32)
+            patch.setattr(schedule, "STACK_AREA", 3 * 16 * 32)
             patch.setattr(schedule, "MAX_TILE_COLUMNS", 64)
             yield
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from flashcupy.arrays import accumulator
 from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
-from flashcupy.cpu.heads import Columns, Heads
+from flashcupy.cpu.heads import Block, Cells, Columns, Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
-from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, without_hidden
+from flashcupy.cpu.scores import Dropout, Factors, Scores, TileBuffers, mask_bits, pack, without_hidden
 from flashcupy.cpu.threads import Turnstile, run_tasks
 from flashcupy.spec import AttentionProblem
 
@@ -68,9 +68,13 @@ class _Sums:
     def array(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
-    def add_dbias(self, heads: Heads, i0: int, columns: Columns, ds: np.ndarray) -> None:
+    def add_dbias(self, cells: Cells, columns: Columns, ds: np.ndarray) -> None:
+        for place, block, own in cells.pieces(columns):
+            self._add_dbias(cells.heads, block, own, ds[place])
+
+    def _add_dbias(self, heads: Heads, block: Block, columns: Columns, ds: np.ndarray) -> None:
         dbias = self._problem.score_heads(self._arrays["bias"], heads.sequence.batch)
-        where = heads.q_heads, slice(i0, i0 + ds.shape[1]), columns
+        where = heads.q_heads, slice(*block), columns
         broadcast = tuple(axis for axis in range(3) if dbias.shape[axis] == 1)
         index = tuple(slice(None) if axis in broadcast else where[axis] for axis in range(3))
         ds = ds.sum(axis=broadcast, keepdims=True)
@@ -106,74 +110,70 @@ class _Worker:
         self._arith = arithmetic(problem.spec.dtype)
         self._heads = Heads.of(problem, task.sequence, task.items[0][0], task.kv_heads)
         self._schedule = plan.schedule(task.sequence, self._heads.q_heads.start)
-        self._scores = Scores(problem, self._arith, self._heads)
-        self._dropout = Dropout.of(problem, self._arith, self._heads)
         self._keys, self._values = (pack(task.key_rows(problem, x), self._arith.dtype) for x in (problem.k, problem.v))
         self._dk, self._dv = (np.zeros_like(packed[..., :-1], order="C") for packed in (self._keys, self._values))
-        head_dim = problem.spec.head_dim
-        self._dq = [np.zeros((self._heads.count, i1 - i0, head_dim), self._arith.dtype) for _, (i0, i1) in task.items]
+        self._dq: list[tuple[Cells, np.ndarray]] = []
+        self._factors = Factors.of(problem, self._arith)
         self._buffers = TileBuffers(3 if problem.spec.softcap else 2, self._arith.dtype)
 
     def run(self) -> None:
-        for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
-            rows = _Rows(self._problem, self._upstream, self._scores, self._heads, i0, i1, self._arith)
-            for tile in self._schedule.tiles(self._heads, i0, i1):
-                self._visit(rows, tile, dq)
+        for cells in self._schedule.stacks(self._heads, self._task.items[0][1]):
+            rows = _Rows(self._problem, self._upstream, self._factors, cells, self._arith)
+            for tile in self._schedule.tiles(cells):
+                self._visit(rows, tile)
+            self._dq.append((cells, rows.dq))
             if self._sums.sink_rows is not None:
-                self._query_rows(self._sums.sink_rows, i0, i1)[..., 0] = rows.dsink(self._heads)
+                cells.store(self._query_heads(self._sums.sink_rows), rows.dsink()[..., None])
 
     def deliver(self) -> None:
         """Add this task's sums to the call's; called in task order, one at a time."""
-        if self._sums.wants("q"):
-            for (_, (i0, i1)), dq in zip(self._task.items, self._dq, strict=True):
-                target = self._query_rows(self._sums.array("q"), i0, i1)
-                target += dq * self._arith.dtype.type(self._scores.dq_factor)
+        for cells, dq in self._dq if self._sums.wants("q") else ():
+            cells.add(self._query_heads(self._sums.array("q")), dq * self._arith.dtype.type(self._factors.dq))
         if self._sums.wants("k"):
-            self._dk *= self._arith.dtype.type(self._scores.dk_factor)
+            self._dk *= self._arith.dtype.type(self._factors.dk)
             target = self._task.key_rows(self._problem, self._sums.array("k"))
             target += self._dk
         if self._sums.wants("v"):
-            if self._dropout is not None:
-                self._dv *= self._arith.dtype.type(self._dropout.scale)
+            if self._problem.spec.dropout:
+                self._dv *= self._arith.dtype.type(self._factors.survivors)
             target = self._task.key_rows(self._problem, self._sums.array("v"))
             target += self._dv
 
-    def _query_rows(self, array: np.ndarray, i0: int, i1: int) -> np.ndarray:
-        return query_rows(self._problem, self._heads, array, i0, i1)
+    def _query_heads(self, array: np.ndarray) -> np.ndarray:
+        return self._problem.heads(array, self._task.sequence.batch)
 
-    def _visit(self, rows: _Rows, tile: Tile, dq: np.ndarray) -> None:
-        keep, grouped = self._scores.keep_bits(tile), self._heads.grouped
+    def _visit(self, rows: _Rows, tile: Tile) -> None:
+        keep, grouped = rows.scores.keep_bits(tile), rows.cells.grouped
         keys = self._buffers.take(0, self._keys, tile.columns)
         values = self._buffers.take(1, self._values, tile.columns)
-        q, dout = rows.q, rows.dout
-        shape, gain = (*q.shape[:2], tile.width), None
+        shape, gain = (*rows.cells.shape, tile.width), None
         if self._problem.spec.softcap is not None:
             gain = self._buffers.view(2, shape)
         p = self._buffers.view(0, shape)
-        self._scores.tile(q, keys, rows.i0, tile.columns, p, gain)
+        rows.scores.tile(rows.q, keys, tile.columns, p, gain)
         mask_bits(self._arith.exp(p, out=p), keep)
-        drop = None if self._dropout is None else self._dropout.keep_bits(rows.i0, rows.i0 + q.shape[1], tile.columns)
+        drop = None if rows.dropout is None else rows.dropout.keep_bits(tile.columns)
         seen = tile.rows_seen
         rows.see(seen)
         if self._sums.wants("q", "k", "bias"):
             ds = self._dscores(rows, p, values, keep, drop)
-            self._spread(rows, tile, ds, keys, seen, gain, dq)
+            self._spread(rows, tile, ds, keys, gain)
         if self._sums.wants("v"):
             mask_bits(p, drop)
-            self._dv[:, tile.columns] += grouped(p).mT @ grouped(without_hidden(dout, seen))[..., :-1]
+            dv = grouped(p).mT @ grouped(without_hidden(rows.dout, seen))[..., :-1]
+            add_columns(self._dv, rows.cells, tile.columns, dv)
 
     def _dscores(
         self, rows: _Rows, p: np.ndarray, values: np.ndarray, keep: np.ndarray | None, drop: np.ndarray | None
     ) -> np.ndarray:
         """dS = P * (dP - delta); the packed last columns deliver dP - delta in one product."""
-        ds, grouped = self._buffers.view(1, p.shape), self._heads.grouped
+        ds, grouped = self._buffers.view(1, p.shape), rows.cells.grouped
         if drop is None:
             np.matmul(grouped(rows.dout), values.mT, out=grouped(ds))
         else:
-            assert self._dropout is not None
             np.matmul(grouped(rows.dout)[..., :-1], values[..., :-1].mT, out=grouped(ds))
             mask_bits(ds, drop)
-            ds *= ds.dtype.type(self._dropout.scale)
+            ds *= ds.dtype.type(self._factors.survivors)
             ds += rows.dout[..., -1:]
         ds *= p
         mask_bits(ds, keep)
@@ -185,25 +185,24 @@ class _Worker:
         tile: Tile,
         ds: np.ndarray,
         keys: np.ndarray,
-        seen: np.ndarray | None,
         gain: np.ndarray | None,
-        dq: np.ndarray,
     ) -> None:
         """Add what dS contributes to dbias, dq and dk."""
-        grouped = self._heads.grouped
+        grouped = rows.cells.grouped
         if self._sums.wants("bias"):
-            self._sums.add_dbias(self._heads, rows.i0, tile.columns, ds)
+            self._sums.add_dbias(rows.cells, tile.columns, ds)
         if gain is not None:
             ds *= gain
         if self._sums.wants("q"):
-            keys = without_hidden(keys, self._heads.keys_seen(tile.columns_seen))
-            dq += (grouped(ds) @ keys[..., :-1]).reshape(dq.shape)
+            keys = without_hidden(keys, rows.cells.keys_seen(tile.columns_seen))
+            rows.dq += (grouped(ds) @ keys[..., :-1]).reshape(rows.dq.shape)
         if self._sums.wants("k"):
-            self._dk[:, tile.columns] += grouped(ds).mT @ grouped(without_hidden(rows.q, seen))[..., :-1]
+            dk = grouped(ds).mT @ grouped(without_hidden(rows.q, tile.rows_seen))[..., :-1]
+            add_columns(self._dk, rows.cells, tile.columns, dk)
 
 
 class _Rows:
-    """Packed operands of one block of query rows: [q * factor, -reference] and [dout, -delta] * exp(reference - lse).
+    """Packed operands of a stack of cells: [q * factor, -reference] and [dout, -delta] * exp(reference - lse).
 
     A factor on a whole row of P is one on that row of dS and of P^T dout, so it may sit on the packed dout instead, and
     the reference is free. Halfway between lse and lse - log(keys) the arguments of the exponential are small whether
@@ -212,23 +211,18 @@ class _Rows:
     """
 
     def __init__(
-        self,
-        problem: AttentionProblem,
-        upstream: Upstream,
-        scores: Scores,
-        heads: Heads,
-        i0: int,
-        i1: int,
-        arith: Arithmetic,
+        self, problem: AttentionProblem, upstream: Upstream, factors: Factors, cells: Cells, arith: Arithmetic
     ) -> None:
         def rows(array: np.ndarray) -> np.ndarray:
-            return query_rows(problem, heads, array, i0, i1)
+            return cells.rows(problem.heads(array, cells.heads.sequence.batch))
 
-        self.i0 = i0
+        self.cells = cells
+        self.scores = Scores(problem, arith, cells)
+        self.dropout = Dropout.of(problem, arith, cells)
         self._lse = rows(upstream.lse)[..., 0].astype(np.float64)
-        self.q = pack(heads.q[:, i0:i1], arith.dtype, factor=scores.query_factor)
+        self.q = pack(cells.rows(cells.heads.q), arith.dtype, factor=factors.query)
         lse = np.where(self._lse == -np.inf, 0, self._lse)
-        self.q[..., -1] = (0.5 * np.log(max(1, heads.sequence.k_len)) - lse) * arith.unit
+        self.q[..., -1] = (0.5 * np.log(max(1, cells.heads.sequence.k_len)) - lse) * arith.unit
         self.dout = pack(rows(upstream.dout), arith.dtype)
         # In float64: where a row sees few keys dP - delta is pure cancellation, and delta's error all that is left.
         self._minus_delta = -np.multiply(self.dout[..., :-1], rows(upstream.out), dtype=np.float64).sum(axis=-1)
@@ -236,19 +230,24 @@ class _Rows:
             self._minus_delta += rows(upstream.dlse)[..., 0]
         self.dout[..., -1] = self._minus_delta
         self.dout *= arith.exp(-self.q[..., -1] - lse * arith.unit).astype(arith.dtype)[..., None]
-        self._seen = np.zeros(self._lse.shape, np.bool_)
+        self.dq = np.zeros((*cells.shape, problem.spec.head_dim), arith.dtype)
+        self._seen = np.zeros(cells.shape, np.bool_)
 
     def see(self, seen: np.ndarray | None) -> None:
         """Note the rows that saw a key in a tile; None is all."""
         self._seen |= True if seen is None else seen
 
-    def dsink(self, heads: Heads) -> np.ndarray:
+    def dsink(self) -> np.ndarray:
         """Each row's share of the sink's gradient: exp(sink - lse) * (-delta), 0 through rows that see no key."""
-        assert heads.sinks is not None
-        return np.where(self._seen, np.exp(heads.sinks - self._lse) * self._minus_delta, 0)
+        sinks = self.cells.heads.sinks
+        assert sinks is not None
+        return np.where(self._seen, np.exp(sinks - self._lse) * self._minus_delta, 0)
 
 
-def query_rows(problem: AttentionProblem, heads: Heads, array: np.ndarray, i0: int, i1: int) -> np.ndarray:
-    """View of the rows i0..i1-1 of a stack of heads in an array with one row per query."""
-    start = heads.sequence.q_start
-    return problem.heads(array, heads.sequence.batch)[heads.q_heads, start + i0 : start + i1]
+def add_columns(sums: np.ndarray, cells: Cells, columns: Columns, parts: np.ndarray) -> None:
+    """Add (stacks of keys, columns, X) to the rows of `sums` (key/value heads, keys, X) that the columns stand for.
+
+    Cells with columns of their own may share a key: they are added one after the other.
+    """
+    for place, _, own in cells.pieces(columns):
+        sums[:, own] += parts[place]

@@ -12,10 +12,10 @@ import math
 import numpy as np
 
 from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
-from flashcupy.cpu.heads import Heads
+from flashcupy.cpu.heads import Cells, Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
-from flashcupy.cpu.scores import Dropout, Scores, TileBuffers, mask_bits, pack, without_hidden
+from flashcupy.cpu.scores import Dropout, Factors, Scores, TileBuffers, mask_bits, pack, without_hidden
 from flashcupy.cpu.threads import Turnstile, run_tasks
 from flashcupy.spec import AttentionProblem
 
@@ -57,40 +57,40 @@ def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray,
     sequence = task.sequence
     keys, values = (pack(task.key_rows(problem, x), arith.dtype) for x in (problem.k, problem.v))
     buffers = TileBuffers(1, arith.dtype)
-    for q_heads, (i0, i1) in task.items:
-        heads = Heads.of(problem, sequence, q_heads, task.kv_heads)
-        rows = _Rows(problem, arith, heads, i0, i1, buffers)
-        for tile in plan.schedule(sequence, q_heads.start).tiles(heads, i0, i1):
-            rows.visit(tile, buffers.take(0, keys, tile.columns), buffers.take(1, values, tile.columns))
-        target = q_heads, slice(sequence.q_start + i0, sequence.q_start + i1)
-        rows.finish(
-            problem.heads(out, sequence.batch)[target], problem.heads(lse[..., None], sequence.batch)[target][..., 0]
-        )
+    out_heads, lse_heads = problem.heads(out, sequence.batch), problem.heads(lse[..., None], sequence.batch)
+    for q_heads, blocks in task.items:
+        schedule = plan.schedule(sequence, q_heads.start)
+        for cells in schedule.stacks(Heads.of(problem, sequence, q_heads, task.kv_heads), blocks):
+            rows = _Rows(problem, arith, cells, buffers)
+            for tile in schedule.tiles(cells):
+                rows.visit(tile, buffers.take(0, keys, tile.columns), buffers.take(1, values, tile.columns))
+            cells_out, cells_lse = rows.finish()
+            cells.store(out_heads, cells_out)
+            cells.store(lse_heads, cells_lse[..., None])
 
 
 class _Rows:
-    """Running softmax of one block of query rows, for a stack of heads.
+    """Running softmax of a stack of cells.
 
     ``total`` is the sum over the keys seen of exp(score - reference) * [value, 1], scores and reference in units. A
     row that has seen no key has reference -inf; while any row has, tiles take the exact path.
     """
 
-    def __init__(
-        self, problem: AttentionProblem, arith: Arithmetic, heads: Heads, i0: int, i1: int, buffers: TileBuffers
-    ) -> None:
-        self._arith, self._heads, self._i0, self._i1, self._buffers = arith, heads, i0, i1, buffers
-        self._scores = Scores(problem, arith, heads)
-        self._dropout = Dropout.of(problem, arith, heads)
-        self._q = pack(heads.q[:, i0:i1], arith.dtype, last=0.0, factor=self._scores.query_factor)
-        self._shape = heads.count, i1 - i0
-        self._total = np.zeros((*self._shape, problem.spec.v_dim + 1), arith.dtype)
-        self._reference = np.full(self._shape, -np.inf, arith.dtype)
+    def __init__(self, problem: AttentionProblem, arith: Arithmetic, cells: Cells, buffers: TileBuffers) -> None:
+        self._arith, self._cells, self._buffers = arith, cells, buffers
+        factors = Factors.of(problem, arith)
+        self._survivors = arith.dtype.type(factors.survivors)
+        self._scores = Scores(problem, arith, cells)
+        self._dropout = Dropout.of(problem, arith, cells)
+        self._q = pack(cells.rows(cells.heads.q), arith.dtype, last=0.0, factor=factors.query)
+        self._total = np.zeros((*cells.shape, problem.spec.v_dim + 1), arith.dtype)
+        self._reference = np.full(cells.shape, -np.inf, arith.dtype)
         self._settled = False
 
     def visit(self, tile: Tile, keys: np.ndarray, values: np.ndarray) -> None:
         keep = self._scores.keep_bits(tile)
-        values = without_hidden(values, self._heads.keys_seen(tile.columns_seen))
-        if not self._settled and keep is None and math.prod(self._shape) * tile.width >= _LEAST_SETTLED:
+        values = without_hidden(values, self._cells.keys_seen(tile.columns_seen))
+        if not self._settled and math.prod(self._cells.shape) * tile.width >= _LEAST_SETTLED:
             self._settle(tile, keys)
         if self._settled:
             p = self._relative_scores(tile, keys)
@@ -101,16 +101,15 @@ class _Rows:
                 return
         self._exact(tile, keys, values, keep)
 
-    def finish(self, out: np.ndarray, lse: np.ndarray) -> None:
-        """Write the normalised rows; rows that have seen no key give 0, and the sink or -inf as lse."""
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised rows and their lse; rows that have seen no key give 0, and the sink or -inf as lse."""
         arith = self._arith
         seen = self._reference != -np.inf
-        if self._heads.sinks is not None:
-            self._add_sinks(self._heads.sinks * arith.unit)
+        if self._cells.heads.sinks is not None:
+            self._add_sinks(self._cells.heads.sinks * arith.unit)
         sums = self._total[..., -1:]
-        scale = self._dropout.scale if self._dropout else 1.0
-        out[...] = np.where(seen[..., None], self._total[..., :-1] * arith.dtype.type(scale) / sums, 0)
-        lse[...] = (self._reference + arith.log(sums[..., 0].astype(np.float64))) / arith.unit
+        out = np.where(seen[..., None], self._total[..., :-1] * self._survivors / sums, 0)
+        return out, (self._reference + arith.log(sums[..., 0].astype(np.float64))) / arith.unit
 
     def _add_sinks(self, sinks: np.ndarray) -> None:
         arith = self._arith
@@ -122,8 +121,8 @@ class _Rows:
 
     def _relative_scores(self, tile: Tile, keys: np.ndarray) -> np.ndarray:
         """Scores minus the references (minus 0 where there is none yet)."""
-        out = self._buffers.view(0, (*self._shape, tile.width))
-        return self._scores.tile(self._q, keys, self._i0, tile.columns, out)
+        out = self._buffers.view(0, (*self._cells.shape, tile.width))
+        return self._scores.tile(self._q, keys, tile.columns, out)
 
     def _refer_to(self, reference: np.ndarray) -> None:
         self._reference = reference
@@ -131,11 +130,23 @@ class _Rows:
         self._settled = bool(np.all(reference > -np.inf))
 
     def _settle(self, tile: Tile, keys: np.ndarray) -> None:
-        """Set the references that are still missing from the first few keys of a tile without hidden scores."""
-        columns = tile.columns
-        few = columns[:_SAMPLE] if isinstance(columns, np.ndarray) else _first(columns, _SAMPLE)
-        sample = self._relative_scores(Tile(few, None), keys[:, :_SAMPLE]).max(axis=2)
+        """Set the references that are still missing from scores that the rows see in this tile."""
+        if tile.visible is None:
+            columns = tile.columns
+            few = columns[..., :_SAMPLE] if isinstance(columns, np.ndarray) else _first(columns, _SAMPLE)
+            sample = self._relative_scores(Tile(few, None), keys[:, :_SAMPLE]).max(axis=2)
+        elif self._scores.plain:
+            sample = self._first_visible(tile.visible, keys)
+        else:
+            return
         self._refer_to(np.where(self._reference == -np.inf, sample, self._reference))
+
+    def _first_visible(self, visible: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Score of the first key that each row sees, -inf where it sees none."""
+        first = visible.argmax(axis=2)
+        owner = np.arange(len(self._q)) * len(keys) // len(self._q)
+        scores = np.einsum("gnd,gnd->gn", self._q, keys[owner[:, None], first])
+        return np.where(np.take_along_axis(visible, first[..., None], axis=2)[..., 0], scores, -np.inf)
 
     def _exact(self, tile: Tile, keys: np.ndarray, values: np.ndarray, keep: np.ndarray | None) -> None:
         """One step of the online softmax as published: new maximum, rescale what was summed, add."""
@@ -156,12 +167,12 @@ class _Rows:
 
     def _weigh(self, p: np.ndarray, tile: Tile, values: np.ndarray) -> np.ndarray:
         """P times [V, 1]; dropout takes entries from P for the product but not for the row sums."""
-        grouped = self._heads.grouped(p)
+        grouped = self._cells.grouped(p)
         if self._dropout is None:
-            return (grouped @ values).reshape(*self._shape, -1)
+            return (grouped @ values).reshape(*self._cells.shape, -1)
         sums = p @ np.ones(tile.width, p.dtype)
-        mask_bits(p, self._dropout.keep_bits(self._i0, self._i1, tile.columns))
-        product = (grouped @ values).reshape(*self._shape, -1)
+        mask_bits(p, self._dropout.keep_bits(tile.columns))
+        product = (grouped @ values).reshape(*self._cells.shape, -1)
         product[..., -1] = sums
         return product
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from flashcupy.spec import AttentionProblem, Sequence
 
+# Columns of keys that a tile visits: a run, ascending indices (m,), or indices of their own for each cell (G, m).
 Columns = slice | np.ndarray
+Block = tuple[int, int]  # first row, end row
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,9 @@ class Heads:
     """A stack of query heads of one sequence that are computed together, with the key/value heads they use.
 
     Small problems would spend their time in calls if heads came one by one. Arrays have the G heads of the stack as
-    first axis; rows beyond the used lengths are cut off. ``mask`` and ``bias`` keep extents of 1 where they broadcast;
-    ``slopes`` is (G, 1, 1) and ``sinks`` (G, 1).
+    first axis; ``q`` has all heads and rows. ``mask`` and ``bias`` keep extents of 1 where they broadcast;
+    ``slopes`` is
+    (G, 1, 1), ``sinks`` (G, 1).
     """
 
     sequence: Sequence
@@ -88,7 +93,7 @@ class Heads:
             sequence,
             q_heads,
             kv_heads,
-            problem.heads(problem.q, batch)[q_heads, sequence.q_start : sequence.q_start + sequence.q_len],
+            problem.heads(problem.q, batch),
             Band.of(problem, sequence),
             scores(problem.mask),
             scores(problem.bias),
@@ -99,16 +104,6 @@ class Heads:
     @property
     def count(self) -> int:
         return self.q_heads.stop - self.q_heads.start
-
-    def grouped(self, stacked: np.ndarray) -> np.ndarray:
-        """(G, rows, columns) as (key/value heads, rows of all query heads that share one, columns)."""
-        return stacked.reshape(self.kv_heads.stop - self.kv_heads.start, -1, stacked.shape[-1])
-
-    def keys_seen(self, tile_columns_seen: np.ndarray | None) -> np.ndarray | None:
-        """Bool (key/value heads or 1, columns): some query head of the stack sees the key."""
-        if tile_columns_seen is None or len(tile_columns_seen) == 1:
-            return tile_columns_seen
-        return np.asarray(self.grouped(tile_columns_seen).any(axis=1))
 
     def bias_tile(self, i0: int, i1: int, columns: Columns) -> np.ndarray | None:
         return None if self.bias is None else cut(self.bias, i0, i1, columns)
@@ -121,6 +116,60 @@ class Heads:
             finite = bias > -np.inf
             visible = finite if visible is None else visible & finite
         return visible
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """The G blocks of rows that are computed as one stack: one block of several heads, or several blocks of one head.
+
+    Blocks have equally many rows. Those of one head may visit different columns, as many each.
+    """
+
+    heads: Heads
+    blocks: tuple[Block, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(G, rows)."""
+        i0, i1 = self.blocks[0]
+        return self.heads.count * len(self.blocks), i1 - i0
+
+    def pieces(self, columns: Columns | None = None) -> Iterator[tuple[slice, Block, Any]]:
+        """Parts of the stack that lie in one block: their place in the stack, the block, their columns."""
+        if len(self.blocks) == 1:
+            yield slice(None), self.blocks[0], columns
+            return
+        for g, block in enumerate(self.blocks):
+            yield slice(g, g + 1), block, columns[g] if isinstance(columns, np.ndarray) else columns
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        """Rows of the cells in an array (H, query rows, X) of all heads: (G, rows, X), a view where it can be."""
+        parts = [array[self._target(block)] for _, block, _ in self.pieces()]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def store(self, array: np.ndarray, stacked: np.ndarray) -> None:
+        """Write (G, rows, X) to where `rows` reads it."""
+        for place, block, _ in self.pieces():
+            array[self._target(block)] = stacked[place]
+
+    def add(self, array: np.ndarray, stacked: np.ndarray) -> None:
+        for place, block, _ in self.pieces():
+            array[self._target(block)] += stacked[place]
+
+    def _target(self, block: Block) -> tuple[slice, slice]:
+        start = self.heads.sequence.q_start
+        return self.heads.q_heads, slice(start + block[0], start + block[1])
+
+    def grouped(self, stacked: np.ndarray) -> np.ndarray:
+        """(G, rows, columns) as (stacks of keys, rows of all that use one, columns)."""
+        kv_heads = self.heads.kv_heads.stop - self.heads.kv_heads.start
+        return stacked if len(self.blocks) > 1 else stacked.reshape(kv_heads, -1, stacked.shape[-1])
+
+    def keys_seen(self, columns_seen: np.ndarray | None) -> np.ndarray | None:
+        """Bool (stacks of keys or 1, columns) from bool (G or 1, columns): somebody in the stack sees the key."""
+        if columns_seen is None or len(columns_seen) == 1:
+            return columns_seen
+        return np.asarray(self.grouped(columns_seen[:, None]).any(axis=1))
 
 
 def cut(stack: np.ndarray, i0: int, i1: int, columns: Columns) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from flashcupy.arrays import accumulator
 from flashcupy.cpu import schedule
+from flashcupy.cpu.heads import Block
 from flashcupy.cpu.schedule import BandSchedule, ListSchedule, Schedule, stack_limit
 from flashcupy.cpu.threads import num_threads
 from flashcupy.results import Explanation
@@ -24,11 +25,11 @@ _BACKWARD_TASKS = 16
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Stacks of query heads and blocks of their rows, all of one sequence and one stack of key/value heads."""
+    """Stacks of query heads with blocks of their rows, all of one sequence and one stack of key/value heads."""
 
     sequence: Sequence
     kv_heads: slice
-    items: tuple[tuple[slice, tuple[int, int]], ...]  # (query heads, (first row, end row))
+    items: tuple[tuple[slice, list[Block]], ...]
 
     def key_rows(self, problem: AttentionProblem, array: np.ndarray) -> np.ndarray:
         """View of k, v or a sum of their shape: (key/value heads, used rows, dim)."""
@@ -73,14 +74,22 @@ class TaskPlan:
             for kv_heads, stacks in self._units(sequence, keep_stacks_apart)
         ]
         parts = -(-wanted // max(1, len(units)))
-        tasks = []
-        for sequence, kv_heads, stacks in units:
-            items = [
-                (q_heads, rows) for q_heads in stacks for rows in self.schedule(sequence, q_heads.start).row_blocks
-            ]
-            # Every parts-th item: rows of a causal problem grow longer downwards.
-            tasks += [Task(sequence, kv_heads, tuple(items[part::parts])) for part in range(min(parts, len(items)))]
-        return tasks
+        return [
+            Task(sequence, kv_heads, tuple(items))
+            for sequence, kv_heads, stacks in units
+            for items in self._shares(sequence, stacks, parts)
+        ]
+
+    def _shares(self, sequence: Sequence, stacks: list[slice], parts: int) -> Iterator[list[tuple[slice, list[Block]]]]:
+        """Up to `parts` shares of the row blocks of some stacks.
+
+        Each takes every parts-th block: rows of a causal problem grow longer downwards.
+        """
+        blocks = {q_heads.start: self.schedule(sequence, q_heads.start).row_blocks for q_heads in stacks}
+        for part in range(parts):
+            items = [(q_heads, blocks[q_heads.start][part::parts]) for q_heads in stacks]
+            if any(own for _, own in items):
+                yield items
 
     def _units(self, sequence: Sequence, keep_stacks_apart: bool) -> Iterator[tuple[slice, list[slice]]]:
         """Key/value heads that are packed together, and the stacks of query heads that use them."""

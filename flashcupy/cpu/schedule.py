@@ -6,14 +6,14 @@ BlockMask. Empty tiles are never yielded; a tile whose scores are all visible ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flashcupy.cpu.heads import Columns, Heads
+from flashcupy.cpu.heads import Block, Cells, Columns, Heads
 
 if TYPE_CHECKING:
     from flashcupy.block_mask import BlockMask
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 256
 TILE_AREA = 256 * 512
 MAX_TILE_COLUMNS = 8192
+# A stack of small tiles may be larger: each of its products fits by itself, and there are fewer calls. The threads of
+# a call take turns at Python, so that small tiles one by one would gain nothing from a second thread.
+STACK_AREA = 2 * TILE_AREA
 # Rows of blocks are taken together while the tile's area grows by no more than this over visiting them one by one.
 MERGE_WASTE = 1.2
 
@@ -30,23 +33,23 @@ _ABSENT, _FULL = -2, -1
 
 
 class Tile(NamedTuple):
-    """Columns of keys, and bool (heads or 1, rows, columns) visibility or None where every score is visible."""
+    """Columns of keys, and bool (G or 1, rows, columns) visibility or None where every score is visible."""
 
     columns: Columns
     visible: np.ndarray | None
 
     @property
     def width(self) -> int:
-        return self.columns.stop - self.columns.start if isinstance(self.columns, slice) else self.columns.size
+        return self.columns.stop - self.columns.start if isinstance(self.columns, slice) else self.columns.shape[-1]
 
     @property
     def rows_seen(self) -> np.ndarray | None:
-        """Bool (heads or 1, rows): the row sees a key of this tile. None is all."""
+        """Bool (G or 1, rows): the row sees a key of this tile. None is all."""
         return None if self.visible is None else np.asarray(self.visible.any(axis=2))
 
     @property
     def columns_seen(self) -> np.ndarray | None:
-        """Bool (heads or 1, columns): some row of this tile sees the key. None is all."""
+        """Bool (G or 1, columns): some row of this tile sees the key. None is all."""
         return None if self.visible is None else np.asarray(self.visible.any(axis=1))
 
 
@@ -57,10 +60,16 @@ class BandSchedule:
         self._q_len = q_len
 
     @cached_property
-    def row_blocks(self) -> list[tuple[int, int]]:
+    def row_blocks(self) -> list[Block]:
         return [(i, min(i + BLOCK_ROWS, self._q_len)) for i in range(0, self._q_len, BLOCK_ROWS)]
 
-    def tiles(self, heads: Heads, i0: int, i1: int) -> Iterator[Tile]:
+    def stacks(self, heads: Heads, blocks: Iterable[Block]) -> Iterator[Cells]:
+        """Blocks that are computed together: here each by itself."""
+        return (Cells(heads, (block,)) for block in blocks)
+
+    def tiles(self, cells: Cells) -> Iterator[Tile]:
+        """Tiles that the cells visit, without those where nothing is visible."""
+        heads, ((i0, i1),) = cells.heads, cells.blocks
         first, last, inner_first, inner_last = heads.band.span(i0, i1)
         width = _tile_width(i1 - i0)
         spans = [slice(j, min(j + width, last)) for j in range(first, last, width)]
@@ -68,7 +77,7 @@ class BandSchedule:
         for span in sorted(spans, key=lambda s: not inner_first <= s.start <= s.stop <= inner_last):
             crosses = not inner_first <= span.start <= span.stop <= inner_last
             band = heads.band.visible(i0, i1, np.arange(span.start, span.stop)) if crosses else None
-            yield from _tile(heads, i0, i1, span, band)
+            yield from filter(_is_visited, (_tile(heads, (i0, i1), span, band),))
 
 
 class ListSchedule:
@@ -80,9 +89,10 @@ class ListSchedule:
         self._bq, self._bk = block_mask.block_size
         self._q_len = q_len
         self._first_row = (batch * heads + head) * block_mask.num_block_rows
+        self._joints: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     @cached_property
-    def row_blocks(self) -> list[tuple[int, int]]:
+    def row_blocks(self) -> list[Block]:
         """Rows that are attended together: several rows of small blocks with similar lists, or parts of a large one."""
         n_rows = -(-self._q_len // self._bq)
         if self._bq >= BLOCK_ROWS:
@@ -94,19 +104,16 @@ class ListSchedule:
 
     def _merged_rows(self, n_rows: int) -> Iterator[int]:
         """First block row of each group."""
-        union, visited, rows = np.empty(0, np.int64), 0, 0
+        union: set[int] = set()
+        visited = rows = 0
         for r in range(n_rows):
-            ids = self._row(r)[0]
-            joint = np.union1d(union, ids)
-            if (
-                rows
-                and (rows + 1) * self._bq <= BLOCK_ROWS
-                and (rows + 1) * joint.size <= MERGE_WASTE * (visited + ids.size)
-            ):
-                union, visited, rows = joint, visited + ids.size, rows + 1
+            ids = set(self._row(r)[0].tolist())
+            fits = rows and (rows + 1) * self._bq <= BLOCK_ROWS
+            if fits and (rows + 1) * len(union | ids) <= MERGE_WASTE * (visited + len(ids)):
+                union, visited, rows = union | ids, visited + len(ids), rows + 1
                 continue
             yield r
-            union, visited, rows = ids, ids.size, 1
+            union, visited, rows = ids, len(ids), 1
 
     def _row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
         """Ascending block ids of block row r, and their codes: FULL or the id of a bit pattern."""
@@ -121,25 +128,58 @@ class ListSchedule:
         order = np.argsort(ids)
         return ids[order], codes[order]
 
-    def tiles(self, heads: Heads, i0: int, i1: int) -> Iterator[Tile]:
-        r0 = i0 // self._bq
-        first, last, inner_first, inner_last = heads.band.span(i0, i1)
-        ids, codes = self._joint(r0, -(-i1 // self._bq))
-        reached = slice(*np.searchsorted(ids, (first // self._bk, -(-last // self._bk))))
-        ids, codes = ids[reached], codes[:, reached]
+    def stacks(self, heads: Heads, blocks: Iterable[Block]) -> Iterator[Cells]:
+        """Blocks of one head that are computed together: equally many rows, equally many columns."""
+        if heads.count > 1:
+            yield from (Cells(heads, (block,)) for block in blocks)
+            return
+        alike: dict[tuple[int, int], list[Block]] = {}
+        for block in blocks:
+            alike.setdefault((block[1] - block[0], self._visited(heads, block)), []).append(block)
+        for (rows, visited), members in alike.items():
+            size = stack_limit(rows, visited)
+            yield from (Cells(heads, tuple(members[g : g + size])) for g in range(0, len(members), size))
+
+    def tiles(self, cells: Cells) -> Iterator[Tile]:
+        """Tiles that the cells visit, without those where nothing is visible."""
+        each = [self._tiles(cells.heads, block) for block in cells.blocks]
+        joint = each[0] if len(each) == 1 else map(_stack, zip(*each, strict=True))
+        return filter(_is_visited, joint)
+
+    def _visited(self, heads: Heads, block: Block) -> int:
+        """Columns that a block visits."""
+        ids, _ = self._reached(heads, block)
+        return _width(self._columns(ids, min(heads.band.k_len, self._k_end))) if ids.size else 0
+
+    def _tiles(self, heads: Heads, block: Block) -> Iterator[Tile]:
+        i0, i1 = block
+        ids, codes = self._reached(heads, block)
+        _, _, inner_first, inner_last = heads.band.span(i0, i1)
         step = max(1, _tile_width(i1 - i0) // self._bk)
         for start in range(0, ids.size, step):
-            chunk = ids[start : start + step]
-            columns = self._columns(chunk, min(heads.band.k_len, self._k_end))
-            index = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
-            visible = self._listed(codes[:, start : start + step], i0 - r0 * self._bq, i1 - i0, index.size)
+            columns = self._columns(ids[start : start + step], min(heads.band.k_len, self._k_end))
+            visible = self._listed(codes[:, start : start + step], i0 % self._bq, i1 - i0, _width(columns))
+            index = _index(columns)
             if not (inner_first <= index[0] and index[-1] < inner_last):
                 band = heads.band.visible(i0, i1, index)
                 visible = band if visible is None else visible & band
-            yield from _pieces(heads, i0, i1, columns, visible)
+            yield from _pieces(heads, block, columns, visible)
+
+    def _reached(self, heads: Heads, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and codes (block rows, ids) of the listed blocks that the band reaches."""
+        i0, i1 = block
+        first, last, _, _ = heads.band.span(i0, i1)
+        ids, codes = self._joint(i0 // self._bq, -(-i1 // self._bq))
+        reached = slice(*np.searchsorted(ids, (first // self._bk, -(-last // self._bk))))
+        return ids[reached], codes[:, reached]
 
     def _joint(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray]:
         """Ascending ids of all blocks that the block rows r0..r1-1 list, and codes (block rows, ids)."""
+        if (r0, r1) not in self._joints:
+            self._joints[r0, r1] = self._join(r0, r1)
+        return self._joints[r0, r1]
+
+    def _join(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray]:
         rows = [self._row(r) for r in range(r0, r1)]
         if len(rows) == 1:
             return rows[0][0], rows[0][1][None]
@@ -170,35 +210,55 @@ class ListSchedule:
 Schedule = BandSchedule | ListSchedule
 
 
+def stack_limit(rows: int, columns: int) -> int:
+    """Cells that one stack has room for, each of `rows` and visiting `columns`."""
+    return max(1, STACK_AREA // (rows * max(1, min(columns, _tile_width(rows)))))
+
+
 def _tile_width(rows: int) -> int:
-    """Columns of a tile; the same however many heads are stacked, so that stacking changes no result."""
+    """Columns of a tile; the same however many cells are stacked, so that stacking changes no result."""
     return int(np.clip(TILE_AREA // rows, TILE_AREA // BLOCK_ROWS, MAX_TILE_COLUMNS))
 
 
-def stack_limit(rows: int, k_len: int) -> int:
-    """Heads that one tile has room for."""
-    return max(1, TILE_AREA // (rows * max(1, min(k_len, _tile_width(rows)))))
+def _width(columns: Columns) -> int:
+    return columns.stop - columns.start if isinstance(columns, slice) else columns.size
 
 
-def _pieces(heads: Heads, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
-    """One tile, or several where a single block is wider than a tile."""
-    width = _tile_width(i1 - i0)
-    if not isinstance(columns, slice) or columns.stop - columns.start <= width:
-        yield from _tile(heads, i0, i1, columns, visible)
+def _index(columns: Columns) -> np.ndarray:
+    return np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
+
+
+def _pieces(heads: Heads, block: Block, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
+    """One tile, or several where a single block of keys is wider than a tile."""
+    width = _tile_width(block[1] - block[0])
+    if not isinstance(columns, slice) or _width(columns) <= width:
+        yield _tile(heads, block, columns, visible)
         return
     for start in range(columns.start, columns.stop, width):
         piece = slice(start, min(start + width, columns.stop))
         own = slice(piece.start - columns.start, piece.stop - columns.start)
-        yield from _tile(heads, i0, i1, piece, None if visible is None else visible[:, own])
+        yield _tile(heads, block, piece, None if visible is None else visible[:, own])
 
 
-def _tile(heads: Heads, i0: int, i1: int, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
-    """Join the schedule's own visibility with the heads' masks; nothing where no score is left."""
-    tile = Tile(columns, None if visible is None else visible[None])
-    elements = heads.element_mask(i0, i1, columns)
-    if elements is not None:
-        own = np.True_ if tile.visible is None else tile.visible
-        joint = np.broadcast_to(elements & own, (len(elements), i1 - i0, tile.width))
-        tile = Tile(columns, None if joint.all() else joint)
-    if tile.width and (tile.visible is None or tile.visible.any()):
-        yield tile
+def _tile(heads: Heads, block: Block, columns: Columns, visible: np.ndarray | None) -> Tile:
+    """Join the schedule's own visibility (rows, columns) with the heads' masks."""
+    own = None if visible is None else visible[None]
+    elements = heads.element_mask(*block, columns)
+    if elements is None:
+        return Tile(columns, own)
+    joint = elements if own is None else elements & own
+    joint = np.broadcast_to(joint, (len(joint), block[1] - block[0], _width(columns)))
+    return Tile(columns, None if joint.all() else joint)
+
+
+def _stack(tiles: Sequence[Tile]) -> Tile:
+    columns = np.stack([_index(tile.columns) for tile in tiles])
+    if all(tile.visible is None for tile in tiles):
+        return Tile(columns, None)
+    rows = next(tile.visible.shape[1] for tile in tiles if tile.visible is not None)
+    everything = np.ones((1, rows, columns.shape[1]), np.bool_)
+    return Tile(columns, np.concatenate([everything if t.visible is None else t.visible for t in tiles]))
+
+
+def _is_visited(tile: Tile) -> bool:
+    return tile.width > 0 and (tile.visible is None or bool(tile.visible.any()))

@@ -9,12 +9,13 @@ delta.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from flashcupy.cpu import schedule
 from flashcupy.cpu.arithmetic import Arithmetic
-from flashcupy.cpu.heads import Columns, Heads
+from flashcupy.cpu.heads import Block, Cells, Columns
 from flashcupy.philox import keep_mask, keep_scale, keep_threshold
 from flashcupy.spec import AttentionProblem
 
@@ -38,69 +39,90 @@ class TileBuffers:
     """Scratch memory of one task, reused from tile to tile: score-sized, and for keys and values gathered by lists."""
 
     def __init__(self, count: int, dtype: np.dtype) -> None:
-        self._flat = [np.empty(schedule.TILE_AREA, dtype) for _ in range(count)]
+        self._flat = [np.empty(schedule.STACK_AREA, dtype) for _ in range(count)]
         self._gathered = [np.empty(0, dtype) for _ in range(2)]
 
     def take(self, which: int, packed: np.ndarray, columns: Columns) -> np.ndarray:
         """The rows of a packed key (0) or value (1) matrix that a tile's columns stand for."""
         if isinstance(columns, slice):
             return packed[:, columns]
-        shape = packed.shape[0], columns.size, packed.shape[2]
+        if columns.ndim == 2:  # of one head, for each cell its own
+            packed = packed[0]
+        shape = (*packed.shape[:-2], *columns.shape, packed.shape[-1])
         size = math.prod(shape)
         if self._gathered[which].size < size:
             self._gathered[which] = np.empty(size, packed.dtype)
         out = self._gathered[which][:size].reshape(shape)
-        return packed.take(columns, axis=1, out=out, mode="clip")  # any other mode copies once more
+        return packed.take(columns, axis=-2, out=out, mode="clip")  # any other mode copies once more
 
     def view(self, which: int, shape: tuple[int, int, int]) -> np.ndarray:
         return self._flat[which][: math.prod(shape)].reshape(shape)
 
 
-class Scores:
-    """Score tiles of a stack of heads."""
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What q is multiplied by when packed, what gradients of packed scores are, and what dropout's survivors are."""
 
-    def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, heads: Heads) -> None:
+    query: float
+    dq: float
+    dk: float
+    survivors: float
+
+    @classmethod
+    def of(cls, problem: AttentionProblem, arithmetic: Arithmetic) -> Factors:
+        spec = problem.spec
+        query = spec.scale * (arithmetic.unit if spec.softcap is None else 1.0 / spec.softcap)
+        dk = spec.scale / query if query else 0.0
+        return cls(query, spec.scale, dk, keep_scale(keep_threshold(spec.dropout)))
+
+
+class Scores:
+    """Score tiles of a stack of cells."""
+
+    def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, cells: Cells) -> None:
         spec = problem.spec
         self._arithmetic = arithmetic
-        self._heads = heads
+        self._cells = cells
         self._softcap = spec.softcap
-        # q is multiplied by this when packed; gradients of packed scores are brought back by the factors below.
-        self.query_factor = spec.scale * (arithmetic.unit if spec.softcap is None else 1.0 / spec.softcap)
-        self.dq_factor = spec.scale
-        self.dk_factor = spec.scale / self.query_factor if self.query_factor else 0.0
+        # Scores that are nothing but scaled products.
+        self.plain = spec.softcap is None and cells.heads.bias is None and cells.heads.slopes is None
 
     def tile(
-        self, q: np.ndarray, k: np.ndarray, i0: int, columns: Columns, out: np.ndarray, slope: np.ndarray | None = None
+        self, q: np.ndarray, k: np.ndarray, columns: Columns, out: np.ndarray, slope: np.ndarray | None = None
     ) -> np.ndarray:
-        """Scores minus reference of packed q (G, rows, D + 1) and k (key/value heads, columns, D + 1), into `out`.
+        """Scores minus reference of packed q (G, rows, D + 1) and k (stacks of keys, columns, D + 1), into `out`.
 
         Where the softcap is on and `slope` is given, it receives the cap's derivative.
         """
-        unit = self._arithmetic.unit
-        grouped_q, grouped_out = self._heads.grouped(q), self._heads.grouped(out)
+        unit, grouped = self._arithmetic.unit, self._cells.grouped
         if self._softcap is None:
-            np.matmul(grouped_q, k.mT, out=grouped_out)
+            np.matmul(grouped(q), k.mT, out=grouped(out))
         else:
-            np.matmul(grouped_q[..., :-1], k[..., :-1].mT, out=grouped_out)
+            np.matmul(grouped(q)[..., :-1], k[..., :-1].mT, out=grouped(out))
             np.tanh(out, out=out)
             if slope is not None:
                 np.subtract(1.0, np.square(out, out=slope), out=slope)
             out *= self._softcap * unit
             out += q[..., -1:]
-        rows = q.shape[1]
-        bias = self._heads.bias_tile(i0, i0 + rows, columns)
-        if bias is not None:
-            out += np.multiply(bias, unit, dtype=out.dtype, casting="unsafe")
-        if self._heads.slopes is not None:
-            out -= self._distance(i0, rows, columns) * (self._heads.slopes.astype(out.dtype) * unit)
+        if not self.plain:
+            for place, block, own in self._cells.pieces(columns):
+                self._add_biases(out[place], block, own)
         return out
 
-    def _distance(self, i0: int, rows: int, columns: Columns) -> np.ndarray:
+    def _add_biases(self, out: np.ndarray, block: Block, columns: Columns) -> None:
+        heads, unit = self._cells.heads, self._arithmetic.unit
+        bias = heads.bias_tile(*block, columns)
+        if bias is not None:
+            out += np.multiply(bias, unit, dtype=out.dtype, casting="unsafe")
+        if heads.slopes is not None:
+            out -= self._distance(block, columns) * (heads.slopes.astype(out.dtype) * unit)
+
+    def _distance(self, block: Block, columns: Columns) -> np.ndarray:
         """|i + offset - j|, exact in float32 up to 2**24."""
-        dtype = self._arithmetic.dtype
-        offset = i0 + self._heads.sequence.offset
+        dtype, offset = self._arithmetic.dtype, self._cells.heads.sequence.offset
+        i = np.arange(block[0] + offset, block[1] + offset)
         j = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
-        difference = np.subtract.outer(np.arange(offset, offset + rows).astype(dtype), j.astype(dtype))
+        difference = np.subtract.outer(i.astype(dtype), j.astype(dtype))
         return np.abs(difference, out=difference)
 
     def keep_bits(self, tile: schedule.Tile) -> np.ndarray | None:
@@ -120,21 +142,25 @@ def mask_bits(tile: np.ndarray, keep: np.ndarray | None) -> None:
 
 
 class Dropout:
-    """The keep mask of a stack of heads, tile by tile; `scale` is what survivors are multiplied by."""
+    """The keep mask of a stack of cells, tile by tile."""
 
-    def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, heads: Heads) -> None:
+    def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, cells: Cells) -> None:
         assert problem.seed is not None
-        self._arithmetic = arithmetic
+        self._arithmetic, self._cells = arithmetic, cells
         self._threshold = keep_threshold(problem.spec.dropout)
-        stack = range(heads.q_heads.start, heads.q_heads.stop)
-        self._streams = [(*problem.seed, heads.sequence.batch, head) for head in stack]
-        self.scale = keep_scale(self._threshold)
+        q_heads = cells.heads.q_heads
+        self._streams = [
+            (*problem.seed, cells.heads.sequence.batch, head) for head in range(q_heads.start, q_heads.stop)
+        ]
 
     @classmethod
-    def of(cls, problem: AttentionProblem, arithmetic: Arithmetic, heads: Heads) -> Dropout | None:
-        return cls(problem, arithmetic, heads) if problem.spec.dropout else None
+    def of(cls, problem: AttentionProblem, arithmetic: Arithmetic, cells: Cells) -> Dropout | None:
+        return cls(problem, arithmetic, cells) if problem.spec.dropout else None
 
-    def keep_bits(self, i0: int, i1: int, columns: Columns) -> np.ndarray:
-        cols = (columns.start, columns.stop) if isinstance(columns, slice) else columns
-        masks = [keep_mask(self._threshold, *stream, (i0, i1), cols) for stream in self._streams]
+    def keep_bits(self, columns: Columns) -> np.ndarray:
+        masks = [
+            keep_mask(self._threshold, *stream, block, (own.start, own.stop) if isinstance(own, slice) else own)
+            for _, block, own in self._cells.pieces(columns)
+            for stream in self._streams
+        ]
         return as_bits(np.stack(masks), self._arithmetic)
