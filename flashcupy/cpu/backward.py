@@ -108,7 +108,7 @@ class _Worker:
     def __init__(self, problem: AttentionProblem, plan: TaskPlan, task: Task, upstream: Upstream, sums: _Sums) -> None:
         self._problem, self._task, self._upstream, self._sums = problem, task, upstream, sums
         self._arith = arithmetic(problem.spec.dtype)
-        self._heads = Heads.of(problem, task.sequence, task.items[0][0], task.kv_heads)
+        self._heads = Heads.of(problem, task.sequence, task.stacks[0], task.kv_heads)
         self._schedule = plan.schedule(task.sequence, self._heads.q_heads.start)
         self._keys, self._values = (pack(task.key_rows(problem, x), self._arith.dtype) for x in (problem.k, problem.v))
         self._dk, self._dv = (np.zeros_like(packed[..., :-1], order="C") for packed in (self._keys, self._values))
@@ -117,7 +117,7 @@ class _Worker:
         self._buffers = TileBuffers(3 if problem.spec.softcap else 2, self._arith.dtype)
 
     def run(self) -> None:
-        for cells in self._schedule.stacks(self._heads, self._task.items[0][1]):
+        for cells in self._schedule.stacks(self._heads, self._task.blocks(self._schedule)):
             rows = _Rows(self._problem, self._upstream, self._factors, cells, self._arith)
             for tile in self._schedule.tiles(cells):
                 self._visit(rows, tile)

@@ -58,9 +58,9 @@ def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray,
     keys, values = (pack(task.key_rows(problem, x), arith.dtype) for x in (problem.k, problem.v))
     buffers = TileBuffers(1, arith.dtype)
     out_heads, lse_heads = problem.heads(out, sequence.batch), problem.heads(lse[..., None], sequence.batch)
-    for q_heads, blocks in task.items:
+    for q_heads in task.stacks:
         schedule = plan.schedule(sequence, q_heads.start)
-        for cells in schedule.stacks(Heads.of(problem, sequence, q_heads, task.kv_heads), blocks):
+        for cells in schedule.stacks(Heads.of(problem, sequence, q_heads, task.kv_heads), task.blocks(schedule)):
             rows = _Rows(problem, arith, cells, buffers)
             for tile in schedule.tiles(cells):
                 rows.visit(tile, buffers.take(0, keys, tile.columns), buffers.take(1, values, tile.columns))
@@ -108,7 +108,10 @@ class _Rows:
         if self._cells.heads.sinks is not None:
             self._add_sinks(self._cells.heads.sinks * arith.unit)
         sums = self._total[..., -1:]
-        out = np.where(seen[..., None], self._total[..., :-1] * self._survivors / sums, 0)
+        out = self._total[..., :-1]
+        out /= sums if self._dropout is None else sums / self._survivors
+        if not seen.all():
+            out[~seen] = 0
         return out, (self._reference + arith.log(sums[..., 0].astype(np.float64))) / arith.unit
 
     def _add_sinks(self, sinks: np.ndarray) -> None:

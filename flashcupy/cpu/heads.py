@@ -37,25 +37,21 @@ class Band:
             sequence.k_len,
         )
 
-    def starts(self, rows: np.ndarray) -> np.ndarray:
-        return np.zeros_like(rows) if self.low is None else np.clip(rows + self.low, 0, self.k_len)
-
-    def stops(self, rows: np.ndarray) -> np.ndarray:
-        return np.full_like(rows, self.k_len) if self.high is None else np.clip(rows + self.high, 0, self.k_len)
-
     def span(self, i0: int, i1: int) -> tuple[int, int, int, int]:
         """Columns [first, last) seen by any of the rows i0..i1-1, and [inner_first, inner_last) seen by all of them."""
-        ends = np.array((i0, i1 - 1))
-        (first, inner_first), (inner_last, last) = self.starts(ends), self.stops(ends)
-        return int(first), int(last), int(inner_first), int(inner_last)
+        first, inner_first = (0 if self.low is None else min(max(i + self.low, 0), self.k_len) for i in (i0, i1 - 1))
+        inner_last, last = (
+            self.k_len if self.high is None else min(max(i + self.high, 0), self.k_len) for i in (i0, i1 - 1)
+        )
+        return first, last, inner_first, inner_last
 
     def visible(self, i0: int, i1: int, columns: np.ndarray) -> np.ndarray:
         """Bool (rows, columns)."""
-        rows = np.arange(i0, i1)
-        visible = columns < self.stops(rows)[:, None]
+        rows = np.arange(i0, i1)[:, None]
+        visible = columns < (self.k_len if self.high is None else np.minimum(rows + self.high, self.k_len))
         if self.low is not None:
-            visible &= columns >= self.starts(rows)[:, None]
-        return visible
+            visible = visible & (columns >= rows + self.low)
+        return np.broadcast_to(visible, (i1 - i0, columns.size))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

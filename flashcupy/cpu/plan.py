@@ -25,11 +25,20 @@ _BACKWARD_TASKS = 16
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Stacks of query heads with blocks of their rows, all of one sequence and one stack of key/value heads."""
+    """Stacks of query heads with some of their row blocks, all of one sequence and one stack of key/value heads."""
 
     sequence: Sequence
     kv_heads: slice
-    items: tuple[tuple[slice, list[Block]], ...]
+    stacks: tuple[slice, ...]
+    part: int
+    parts: int
+
+    def blocks(self, schedule: Schedule) -> list[Block]:
+        """Row blocks of this task: every parts-th, since rows of a causal problem grow longer downwards.
+
+        Asked for by the task's own thread, because merging the rows of a list takes time.
+        """
+        return schedule.row_blocks[self.part :: self.parts]
 
     def key_rows(self, problem: AttentionProblem, array: np.ndarray) -> np.ndarray:
         """View of k, v or a sum of their shape: (key/value heads, used rows, dim)."""
@@ -75,21 +84,11 @@ class TaskPlan:
         ]
         parts = -(-wanted // max(1, len(units)))
         return [
-            Task(sequence, kv_heads, tuple(items))
+            Task(sequence, kv_heads, tuple(stacks), part, own_parts)
             for sequence, kv_heads, stacks in units
-            for items in self._shares(sequence, stacks, parts)
+            for own_parts in (min(parts, self.schedule(sequence, stacks[0].start).most_blocks),)
+            for part in range(own_parts)
         ]
-
-    def _shares(self, sequence: Sequence, stacks: list[slice], parts: int) -> Iterator[list[tuple[slice, list[Block]]]]:
-        """Up to `parts` shares of the row blocks of some stacks.
-
-        Each takes every parts-th block: rows of a causal problem grow longer downwards.
-        """
-        blocks = {q_heads.start: self.schedule(sequence, q_heads.start).row_blocks for q_heads in stacks}
-        for part in range(parts):
-            items = [(q_heads, blocks[q_heads.start][part::parts]) for q_heads in stacks]
-            if any(own for _, own in items):
-                yield items
 
     def _units(self, sequence: Sequence, keep_stacks_apart: bool) -> Iterator[tuple[slice, list[slice]]]:
         """Key/value heads that are packed together, and the stacks of query heads that use them."""

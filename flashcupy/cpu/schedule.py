@@ -25,7 +25,7 @@ TILE_AREA = 256 * 512
 MAX_TILE_COLUMNS = 8192
 # A stack of small tiles may be larger: each of its products fits by itself, and there are fewer calls. The threads of
 # a call take turns at Python, so that small tiles one by one would gain nothing from a second thread.
-STACK_AREA = 2 * TILE_AREA
+STACK_AREA = 4 * TILE_AREA
 # Rows of blocks are taken together while the tile's area grows by no more than this over visiting them one by one.
 MERGE_WASTE = 1.2
 
@@ -59,6 +59,11 @@ class BandSchedule:
     def __init__(self, q_len: int) -> None:
         self._q_len = q_len
 
+    @property
+    def most_blocks(self) -> int:
+        """Row blocks, counted without making them; here exact."""
+        return -(-self._q_len // BLOCK_ROWS)
+
     @cached_property
     def row_blocks(self) -> list[Block]:
         return [(i, min(i + BLOCK_ROWS, self._q_len)) for i in range(0, self._q_len, BLOCK_ROWS)]
@@ -89,7 +94,12 @@ class ListSchedule:
         self._bq, self._bk = block_mask.block_size
         self._q_len = q_len
         self._first_row = (batch * heads + head) * block_mask.num_block_rows
-        self._joints: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._joints: dict[tuple[int, int], tuple[np.ndarray, np.ndarray | None]] = {}
+
+    @property
+    def most_blocks(self) -> int:
+        """Row blocks at most, if none are merged."""
+        return -(-self._q_len // min(self._bq, BLOCK_ROWS))
 
     @cached_property
     def row_blocks(self) -> list[Block]:
@@ -115,16 +125,16 @@ class ListSchedule:
             yield r
             union, visited, rows = ids, len(ids), 1
 
-    def _row(self, r: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending block ids of block row r, and their codes: FULL or the id of a bit pattern."""
+    def _row(self, r: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows attended together: several rows of small blocks with similar lists, or parts of a large block."""
         mask, row = self._mask, self._first_row + r
-        full = slice(*mask.full_indptr[row : row + 2])
-        partial = slice(*mask.partial_indptr[row : row + 2])
+        full = slice(*mask.full_indptr[row : row + 2].tolist())
+        partial = slice(*mask.partial_indptr[row : row + 2].tolist())
+        full_ids = mask.full_indices[full]
         if partial.start == partial.stop:
-            ids = mask.full_indices[full].astype(np.int64)
-            return ids, np.full(ids.size, _FULL)
-        ids = np.concatenate((mask.full_indices[full], mask.partial_indices[partial])).astype(np.int64)
-        codes = np.concatenate((np.full(full.stop - full.start, _FULL), mask.bits_id[partial]))
+            return full_ids, None
+        ids = np.concatenate((full_ids, mask.partial_indices[partial]))
+        codes = np.concatenate((np.full(full_ids.size, _FULL), mask.bits_id[partial]))
         order = np.argsort(ids)
         return ids[order], codes[order]
 
@@ -149,7 +159,7 @@ class ListSchedule:
     def _visited(self, heads: Heads, block: Block) -> int:
         """Columns that a block visits."""
         ids, _ = self._reached(heads, block)
-        return _width(self._columns(ids, min(heads.band.k_len, self._k_end))) if ids.size else 0
+        return ids.size * self._bk - max(0, (int(ids[-1]) + 1) * self._bk - heads.band.k_len) if ids.size else 0
 
     def _tiles(self, heads: Heads, block: Block) -> Iterator[Tile]:
         i0, i1 = block
@@ -157,49 +167,54 @@ class ListSchedule:
         _, _, inner_first, inner_last = heads.band.span(i0, i1)
         step = max(1, _tile_width(i1 - i0) // self._bk)
         for start in range(0, ids.size, step):
-            columns = self._columns(ids[start : start + step], min(heads.band.k_len, self._k_end))
-            visible = self._listed(codes[:, start : start + step], i0 % self._bq, i1 - i0, _width(columns))
-            index = _index(columns)
-            if not (inner_first <= index[0] and index[-1] < inner_last):
-                band = heads.band.visible(i0, i1, index)
+            own = ids[start : start + step]
+            columns, visible = self._columns(own, heads.band.k_len), None
+            if codes is not None:
+                visible = self._listed(codes[:, start : start + step], i0 % self._bq, i1 - i0, _width(columns))
+            if not (inner_first <= own[0] * self._bk and own[-1] * self._bk + self._bk <= inner_last):
+                band = heads.band.visible(i0, i1, _index(columns))
                 visible = band if visible is None else visible & band
             yield from _pieces(heads, block, columns, visible)
 
-    def _reached(self, heads: Heads, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and codes (block rows, ids) of the listed blocks that the band reaches."""
+    def _reached(self, heads: Heads, block: Block) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids and codes of the listed blocks that the band reaches."""
         i0, i1 = block
         first, last, _, _ = heads.band.span(i0, i1)
         ids, codes = self._joint(i0 // self._bq, -(-i1 // self._bq))
+        if first == 0 and last == self._k_end:
+            return ids, codes
         reached = slice(*np.searchsorted(ids, (first // self._bk, -(-last // self._bk))))
-        return ids[reached], codes[:, reached]
+        return ids[reached], None if codes is None else codes[:, reached]
 
-    def _joint(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending ids of all blocks that the block rows r0..r1-1 list, and codes (block rows, ids)."""
+    def _joint(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ascending ids of all blocks that the block rows r0..r1-1 list, and codes (block rows, ids).
+
+        Codes are FULL, ABSENT or the id of a bit pattern; None is FULL for all.
+        """
         if (r0, r1) not in self._joints:
             self._joints[r0, r1] = self._join(r0, r1)
         return self._joints[r0, r1]
 
-    def _join(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray]:
+    def _join(self, r0: int, r1: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows = [self._row(r) for r in range(r0, r1)]
-        if len(rows) == 1:
-            return rows[0][0], rows[0][1][None]
-        ids = np.unique(np.concatenate([row_ids for row_ids, _ in rows]))
+        ids = rows[0][0] if len(rows) == 1 else np.unique(np.concatenate([row_ids for row_ids, _ in rows]))
+        if all(row_codes is None and row_ids.size == ids.size for row_ids, row_codes in rows):
+            return ids, None
         codes = np.full((len(rows), ids.size), _ABSENT)
         for own, (row_ids, row_codes) in zip(codes, rows, strict=True):
-            own[np.searchsorted(ids, row_ids)] = row_codes
+            own[np.searchsorted(ids, row_ids)] = _FULL if row_codes is None else row_codes
         return ids, codes
 
     def _columns(self, ids: np.ndarray, k_len: int) -> Columns:
         """Element columns of ascending block ids, cut at k_len; a run of neighbours is a slice, and costs no gather."""
-        if ids[-1] - ids[0] == ids.size - 1:
-            return slice(int(ids[0]) * self._bk, min((int(ids[-1]) + 1) * self._bk, k_len))
-        columns = (ids[:, None] * self._bk + np.arange(self._bk)).ravel()
-        return columns[: columns.size - max(0, int(columns[-1]) + 1 - k_len)]
+        first, end = int(ids[0]) * self._bk, (int(ids[-1]) + 1) * self._bk
+        if end - first == ids.size * self._bk:
+            return slice(first, min(end, k_len))
+        columns = (ids.astype(np.int64)[:, None] * self._bk + np.arange(self._bk)).ravel()
+        return columns[: columns.size - max(0, end - k_len)]
 
-    def _listed(self, codes: np.ndarray, first: int, n: int, width: int) -> np.ndarray | None:
+    def _listed(self, codes: np.ndarray, first: int, n: int, width: int) -> np.ndarray:
         """Visibility by the lists alone for rows first..first+n-1 of the block rows in `codes` (block rows, ids)."""
-        if np.all(codes == _FULL):
-            return None
         blocks = np.zeros((*codes.shape, self._bq, self._bk), np.bool_)
         blocks[codes == _FULL] = True
         partial = codes >= 0
@@ -217,7 +232,7 @@ def stack_limit(rows: int, columns: int) -> int:
 
 def _tile_width(rows: int) -> int:
     """Columns of a tile; the same however many cells are stacked, so that stacking changes no result."""
-    return int(np.clip(TILE_AREA // rows, TILE_AREA // BLOCK_ROWS, MAX_TILE_COLUMNS))
+    return min(max(TILE_AREA // rows, TILE_AREA // BLOCK_ROWS), MAX_TILE_COLUMNS)
 
 
 def _width(columns: Columns) -> int:
