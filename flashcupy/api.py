@@ -56,7 +56,7 @@ def attention(
     mask : bool array, broadcastable to (..., Hq, Sq, Sk), optional
         True = attend. Never expanded.
     bias : floating array, broadcastable to (..., Hq, Sq, Sk), optional
-        Added to the scores; -inf hides.
+        Added to the scores; -inf hides, NaN does not.
     alibi_slopes : float array (Hq,) or (..., Hq), optional
     softcap : float, optional
         c > 0: scaled products become c * tanh(s / c).
@@ -65,7 +65,8 @@ def attention(
     block_mask : BlockMask, optional
         Blocks that are visited at all; everything else costs nothing.
     dropout : float, optional
-        Probability 0 <= p < 1 of dropping an attention weight, in steps of 1/256; survivors are scaled up.
+        Probability 0 <= p < 1 of dropping an attention weight, rounded to a multiple of 1/256 (a warning where that
+        makes it nothing or everything); survivors are scaled up.
     seed : int or (int, int) or uint64 array of 2, optional
         (seed, offset) of the dropout mask, a pure function of them, batch entry, head, row and column. None draws one.
     q_lengths, kv_lengths : int array, broadcastable to the batch dims, optional
@@ -212,6 +213,11 @@ def attention_bwd(
     ------
     TypeError, ValueError
         For arguments that do not fit, before anything is computed.
+
+    Notes
+    -----
+    P is recomputed from the scores and lse, so a score s carries its rounding error, about eps * abs(s), into P: in
+    float32, scores beyond some thousands cost gradients their accuracy.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -62,7 +62,12 @@ def read(x: Any, name: str) -> tuple[np.ndarray, str]:
         return _read_jax(x, name), "jax"
     if hasattr(x, "__dlpack_device__"):
         return _read_dlpack(x, name), "numpy"
-    return np.asarray(x), "numpy"
+    if hasattr(x, "__cuda_array_interface__"):
+        _refuse("a CUDA device", name)
+    try:
+        return np.asarray(x), "numpy"
+    except ValueError as error:
+        raise TypeError(f"{name} is a {type(x).__name__} that makes no array: {error}") from None
 
 
 def write_back(array: np.ndarray, library: str) -> Any:
@@ -151,7 +156,7 @@ def _is_instance_of(x: Any, module: str, name: str) -> bool:
     return loaded is not None and isinstance(x, getattr(loaded, name, ()))
 
 
-def _require_host(device: str, name: str) -> None:
+def _refuse(device: str, name: str) -> NoReturn:
     raise UnsupportedError(f"{name} lives on {device}; this version of flashcupy computes on host memory only")
 
 
@@ -163,12 +168,15 @@ def _read_torch(x: Any, name: str) -> np.ndarray:
             "call attention_fwd and attention_bwd from a torch.autograd.Function"
         )
     if x.device.type != "cpu":
-        _require_host(str(x.device), name)
+        _refuse(str(x.device), name)
     if x.layout != torch.strided:
         raise TypeError(f"{name} is a torch tensor of layout {x.layout}, expected torch.strided")
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().view(bfloat16())
-    return x.numpy()
+    try:
+        if x.dtype == torch.bfloat16:
+            return x.view(torch.int16).numpy().view(bfloat16())
+        return x.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(f"{name} is a torch tensor of {x.dtype} that NumPy cannot view: {error}") from None
 
 
 def _read_jax(x: Any, name: str) -> np.ndarray:
@@ -180,14 +188,14 @@ def _read_jax(x: Any, name: str) -> np.ndarray:
         )
     platforms = {device.platform for device in x.devices()}
     if platforms != {"cpu"}:
-        _require_host("/".join(sorted(platforms)), name)
+        _refuse("/".join(sorted(platforms)), name)
     return np.asarray(x)
 
 
 def _read_dlpack(x: Any, name: str) -> np.ndarray:
     device_type, device_id = x.__dlpack_device__()
     if device_type not in _CPU_DLPACK_DEVICES:
-        _require_host(f"DLPack device ({int(device_type)}, {device_id})", name)
+        _refuse(f"DLPack device ({int(device_type)}, {device_id})", name)
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError) as error:

@@ -178,7 +178,7 @@ def _lengths(x: Any, name: str, batch: tuple[int, ...], longest: int | np.ndarra
 
 def _index_array(x: Any, name: str) -> np.ndarray:
     array, _ = arrays.read(x, name)
-    if isinstance(x, (int, list, tuple)) and array.size == 0:
+    if isinstance(x, (list, tuple)) and array.size == 0:
         array = array.astype(np.int64)
     if array.dtype.newbyteorder("=") not in _INDEX_DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}, expected int32 or int64")
@@ -190,8 +190,11 @@ def _cu_seqlens(x: Any, name: str, total: int) -> np.ndarray:
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}, expected (sequences + 1,)")
     cu = array.astype(np.int64)
-    if cu[0] != 0 or np.any(np.diff(cu) < 0):
-        raise ValueError(f"{name} starts at {cu[0]} and must start at 0 and never fall")
+    if cu[0] != 0:
+        raise ValueError(f"{name} starts at {cu[0]}, expected 0")
+    if np.any(np.diff(cu) < 0):
+        fall = int(np.argmax(np.diff(cu) < 0))
+        raise ValueError(f"{name} falls from {cu[fall]} to {cu[fall + 1]}, expected lengths that only add up")
     if cu[-1] > total:
         raise ValueError(f"{name} ends at {cu[-1]}, expected at most the {total} packed rows")
     return cu
@@ -269,5 +272,6 @@ def _block_mask(x: Any, batch: tuple[int, ...], q_heads: int, kv_heads: int, len
     if mask_batch not in (1, size):
         raise ValueError(f"block_mask has batch {mask_batch}, expected 1 or {size}")
     if mask_heads not in (1, kv_heads, q_heads):
-        raise ValueError(f"block_mask has {mask_heads} heads, expected 1, {kv_heads} or {q_heads}")
+        wanted = " or ".join(map(str, dict.fromkeys((1, kv_heads, q_heads))))
+        raise ValueError(f"block_mask has {mask_heads} heads, expected {wanted}")
     return x

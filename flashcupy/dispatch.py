@@ -42,7 +42,6 @@ def run_backward(
     wanted = outputs.wanted_grads(problem, wrt)
     dout_array, dlse_array = outputs.upstream_given(problem, dout, dlse)
     read_only = [
-        *problem.inputs(),
         ("residuals.out", residuals.out_array),
         ("residuals.lse", residuals.lse_array),
         ("dout", dout_array),

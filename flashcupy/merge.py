@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from flashcupy import arrays
 
 
-def merge_attention(outs: Sequence[Any], lses: Sequence[Any], *, out: Any = None) -> tuple[Any, Any]:
+def merge_attention(outs: Iterable[Any], lses: Iterable[Any], *, out: Any = None) -> tuple[Any, Any]:
     """Combine attention over disjoint sets of keys into attention over their union.
 
     Parameters
@@ -51,7 +51,7 @@ def merge_attention(outs: Sequence[Any], lses: Sequence[Any], *, out: Any = None
     >>> bool(np.allclose(out, fc.attention(q, k, v)))
     True
     """
-    parts, logs, library = _read_parts(outs, lses)
+    parts, logs, library = _read_parts(list(outs), list(lses))
     acc = np.result_type(arrays.accumulator(parts[0].dtype), *logs)
     target = _target(parts, logs, out, library)
     lse = arrays.empty_like(logs[0], logs[0].shape, acc, library)
@@ -69,7 +69,7 @@ def merge_attention(outs: Sequence[Any], lses: Sequence[Any], *, out: Any = None
     return (arrays.write_back(target, library) if out is None else out), arrays.write_back(lse, library)
 
 
-def _read_parts(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[list[np.ndarray], list[np.ndarray], str]:
+def _read_parts(outs: list[Any], lses: list[Any]) -> tuple[list[np.ndarray], list[np.ndarray], str]:
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(f"outs has {len(outs)} parts and lses {len(lses)}, expected as many of both, at least one")
     read = [arrays.read_float(part, f"outs[{i}]") for i, part in enumerate(outs)]
@@ -78,6 +78,8 @@ def _read_parts(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[list[np.ndarr
         raise TypeError(f"outs and lses come from {sorted({library for _, library in read})}, expected one library")
     parts, logs = [a for a, _ in read[: len(outs)]], [a for a, _ in read[len(outs) :]]
     first = parts[0]
+    if first.ndim == 0:
+        raise ValueError("outs[0] has shape (), expected (..., Sq, Dv)")
     for i, (part, log) in enumerate(zip(parts, logs, strict=True)):
         if part.shape != first.shape:
             raise ValueError(f"outs[{i}] has shape {part.shape}, expected {first.shape} as outs[0] has")

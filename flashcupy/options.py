@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import operator
 import secrets
+import warnings
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
 import numpy as np
+
+from flashcupy import arrays
+from flashcupy.philox import keep_threshold
 
 CAUSAL_ALIGNMENTS = ("bottom-right", "top-left")
 PRECISIONS = ("highest", "tf32")
@@ -90,6 +94,9 @@ def check_dropout(dropout: Any) -> float:
     value = _finite(dropout, "dropout")
     if not 0.0 <= value < 1.0:
         raise ValueError(f"dropout is {dropout!r}, expected a probability 0 <= p < 1")
+    if value and keep_threshold(value) in (0, 256):
+        what = "nothing" if keep_threshold(value) else "everything"
+        warnings.warn(f"dropout is {dropout!r}, which in steps of 1/256 drops {what}", stacklevel=5)
     return value
 
 
@@ -97,10 +104,11 @@ def check_seed(seed: Any, dropout: float) -> tuple[int, int] | None:
     """Return (seed, offset); drawn here, once, where dropout needs one and the caller gave none."""
     if seed is None:
         return (secrets.randbits(64), 0) if dropout else None
-    if isinstance(seed, np.ndarray):
-        if seed.shape != (2,) or seed.dtype != np.uint64:
-            raise TypeError(f"seed is an array {seed.shape} of {seed.dtype}, expected uint64 of shape (2,)")
-        return int(seed[0]), int(seed[1])
+    if getattr(seed, "ndim", 0):
+        words, _ = arrays.read(seed, "seed")
+        if words.shape != (2,) or words.dtype != np.uint64:
+            raise TypeError(f"seed is an array {words.shape} of {words.dtype}, expected uint64 of shape (2,)")
+        return int(words[0]), int(words[1])
     pair = tuple(seed) if isinstance(seed, (tuple, list)) else (seed, 0)
     if len(pair) != 2:
         raise ValueError(f"seed has {len(pair)} values, expected an int or (seed, offset)")
@@ -120,9 +128,9 @@ def _uint64(value: Any, seed: Any) -> int:
 
 
 def check_precision(precision: Any) -> str:
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected 'highest' or 'tf32'")
-    return str(precision)
+    return precision
 
 
 def _finite(value: Any, name: str) -> float:

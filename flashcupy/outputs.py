@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,15 @@ def upstream_given(problem: AttentionProblem, dout: Any, dlse: Any) -> tuple[np.
 
 def wanted_grads(problem: AttentionProblem, wrt: Any) -> tuple[str, ...]:
     """Check `wrt`: names of inputs that the call had."""
-    if isinstance(wrt, str) or not all(isinstance(name, str) for name in wrt):
+    names = tuple(wrt) if isinstance(wrt, Iterable) and not isinstance(wrt, str) else (None,)
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"wrt is {wrt!r}, expected a tuple of names out of {', '.join(_GRAD_OF)}")
-    for name in wrt:
+    for name in names:
         if name not in _GRAD_OF:
             raise ValueError(f"wrt names {name!r}, expected names out of {', '.join(_GRAD_OF)}")
         if getattr(problem, name) is None:
             raise ValueError(f"wrt names {name!r}, but the forward was called without {name}=")
-    return tuple(dict.fromkeys(wrt))
+    return tuple(dict.fromkeys(names))
 
 
 def grad_arrays(

@@ -110,6 +110,8 @@ kv_lengths, precision
             raise ValueError("seed is None with dropout > 0, expected the (seed, offset) that the forward used")
         if (cu_seqlens_q is None) != (cu_seqlens_k is None):
             raise ValueError("cu_seqlens_q and cu_seqlens_k go together, expected both or neither")
+        if cu_seqlens_q is None and not (max_seqlen_q is None and max_seqlen_k is None):
+            raise ValueError("max_seqlen_q and max_seqlen_k belong to packed rows, expected cu_seqlens_q with them")
         if cu_seqlens_q is None:
             problem = build.dense_problem(q, k, v, opts)
         else:

@@ -11,7 +11,7 @@ from flashcupy.spec import AttentionSpec
 class AttentionGrads(NamedTuple):
     """Gradients of attention; an entry is None where it was not asked for in ``wrt``.
 
-    Each has the shape, dtype and array library of the input it belongs to.
+    Each has the shape and dtype of the input it belongs to, and q's array library.
 
     Attributes
     ----------

@@ -20,7 +20,7 @@ StrideClass = Literal["contiguous", "rows", "any"]
 
 
 class OperandSpec(NamedTuple):
-    """Shape, dtype and class of strides of one operand; kernels are chosen by these, not by the exact strides.
+    """Shape, dtype and class of strides of one operand.
 
     ``strides``: "contiguous" = row-major without gaps, "rows" = contiguous in the last dim only, "any" = the rest.
     """

@@ -15,10 +15,17 @@ def arrays_or_standins(*operands: Any) -> tuple[Any, ...]:
 
 
 def _is_standin(x: Any) -> bool:
-    return isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], tuple) and not isinstance(x[1], (tuple, list))
+    return isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], (tuple, list)) and _is_dtype(x[1])
+
+
+def _is_dtype(x: Any) -> bool:
+    return isinstance(x, (str, type, np.dtype))
 
 
 def _standin(x: tuple[tuple[int, ...], Any]) -> np.ndarray:
     shape, dtype = x
-    name = bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
-    return np.broadcast_to(np.zeros((), name), shape)
+    try:
+        element = np.zeros((), bfloat16() if dtype == "bfloat16" else dtype)
+        return np.broadcast_to(element, tuple(shape))
+    except (TypeError, ValueError):
+        raise TypeError(f"the stand-in {x!r} names no array, expected ((extents >= 0), dtype)") from None

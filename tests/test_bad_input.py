@@ -30,6 +30,7 @@ _CASES = [
     ({"v": np.ma.masked_array(K)}, TypeError, "v is a masked array"),
     ({"q": None}, TypeError, "q has dtype object"),
     ({"q": "text"}, TypeError, "q has dtype"),
+    ({"q": [[1.0], [1.0, 2.0]]}, TypeError, "q is a list that makes no array"),
     # options
     ({"causal": "left"}, ValueError, "causal is 'left', expected False, True, 'bottom-right' or 'top-left'"),
     ({"causal": 1}, ValueError, "causal is 1"),
@@ -44,6 +45,7 @@ _CASES = [
     ({"window": (True, 0)}, ValueError, "window is .True, 0."),
     ({"window": (1, 2, 3)}, TypeError, "window"),
     ({"precision": "low"}, ValueError, "precision is 'low', expected 'highest' or 'tf32'"),
+    ({"precision": np.ones(2)}, ValueError, "precision is array"),
     ({"dropout": 1.0}, ValueError, "dropout is 1.0, expected a probability"),
     ({"dropout": -0.1}, ValueError, "dropout is -0.1"),
     ({"seed": -1}, ValueError, "seed is -1"),
@@ -95,7 +97,7 @@ def test_block_mask_heads_and_batch():
     dense = np.ones((3, 1, 5, 7), np.bool_)
     with pytest.raises(ValueError, match="block_mask has batch 3, expected 1 or 2"):
         fc.attention(Q, K, K, block_mask=fc.BlockMask.from_dense(dense, block_size=16))
-    with pytest.raises(ValueError, match="block_mask has 3 heads, expected 1, 2 or 4"):
+    with pytest.raises(ValueError, match="block_mask has 3 heads, expected 1 or 2 or 4"):
         fc.attention(Q, K, K, block_mask=fc.BlockMask.from_dense(dense[:, 0], block_size=16))
 
 
@@ -125,6 +127,7 @@ _RESIDUALS = fc.attention_fwd(Q, K, K)[1]
         ({"dlse": Q}, ValueError, "dlse has shape"),
         ({"dlse": Q[..., 0].astype(np.float16)}, TypeError, "dlse has dtype float16, expected float32"),
         ({"wrt": "q"}, TypeError, "wrt is 'q', expected a tuple"),
+        ({"wrt": None}, TypeError, "wrt is None, expected a tuple"),
         ({"wrt": ("q", "x")}, ValueError, "wrt names 'x'"),
         ({"wrt": ("bias",)}, ValueError, "wrt names 'bias', but the forward was called without bias="),
         ({"out": (None,) * 5}, TypeError, "out is a tuple, expected flashcupy.AttentionGrads"),
@@ -150,6 +153,24 @@ def test_gradients_must_not_share_memory():
         fc.attention_bwd(np.ones_like(Q), _RESIDUALS, out=fc.AttentionGrads(dk=shared, dv=shared))
 
 
+def test_wrt_may_be_any_iterable():
+    grads = fc.attention_bwd(np.ones_like(Q), _RESIDUALS, wrt=(name for name in ("q", "v")))
+    assert [g is not None for g in grads] == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(("p", "what"), [(0.001, "nothing"), (0.999, "everything")])
+def test_dropout_that_rounds_away_warns(p, what):
+    with pytest.warns(UserWarning, match=f"drops {what}") as caught:
+        fc.attention(Q, K, K, dropout=p)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("standin", [((8, -1, 4), "float32"), ((8, 4), "no such dtype"), (("a",), "float32")])
+def test_standins(standin):
+    with pytest.raises(TypeError, match=r"the stand-in .* names no array"):
+        fc.explain(standin, standin, standin)
+
+
 def test_lse_out():
     with pytest.raises(TypeError, match="lse_out has dtype float64, expected float32"):
         fc.attention_fwd(Q, K, K, lse_out=np.empty((2, 4, 5)))
@@ -166,5 +187,7 @@ def test_from_arrays():
         fc.AttentionResiduals.from_arrays(Q, K, K, out, lse[..., :2])
     with pytest.raises(ValueError, match="cu_seqlens_q and cu_seqlens_k go together"):
         fc.AttentionResiduals.from_arrays(Q[0], K[0], K[0], out[0], lse[0], cu_seqlens_q=[0, 5])
+    with pytest.raises(ValueError, match="max_seqlen_q and max_seqlen_k belong to packed rows"):
+        fc.AttentionResiduals.from_arrays(Q, K, K, out, lse, max_seqlen_q=7)
     with pytest.raises(ValueError, match="residuals come from attention_fwd"):
         fc.attention_varlen_bwd(out, _RESIDUALS)

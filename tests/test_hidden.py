@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -21,10 +23,11 @@ def _run(q, k, v, dout, **options):
     return [out, residuals.lse, *grads[:3]]
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("tiles", ["small", "real"])
 @pytest.mark.parametrize("poison", _HIDDEN)
 @pytest.mark.parametrize("how", ["mask", "bias", "kv_lengths", "top_left", "window", "block_mask"])
-def test_a_key_hidden_from_every_query_never_leaks(backend, how, poison, tiles):
+def test_a_key_hidden_from_every_query_never_leaks(backend, how, poison, tiles, softcap):
     q, k, v, dout = _operands()
     visible = np.ones((40, 40), np.bool_)
     visible[:, 32:] = False
@@ -39,34 +42,25 @@ def test_a_key_hidden_from_every_query_never_leaks(backend, how, poison, tiles):
     if how in ("top_left", "window"):
         q, dout = q[..., :32, :], dout[..., :32, :]
         options = {"causal": "top-left"} if how == "top_left" else {"window": (None, 0), "mask": visible[:32]}
-    clean = _run(q, k, v, dout, **options)
-    k[..., 32:, :] = poison
-    v[..., 32:, :] = poison
-    if tiles == "small":
-        with backend.small_tiles():
-            poisoned = _run(q, k, v, dout, **options)
-            clean = _run(
-                q,
-                np.nan_to_num(k, nan=1, posinf=1, neginf=1),
-                np.nan_to_num(v, nan=1, posinf=1, neginf=1),
-                dout,
-                **options,
-            )
-    else:
-        poisoned = _run(q, k, v, dout, **options)
+    with backend.small_tiles() if tiles == "small" else nullcontext():
+        clean = _run(q, k, v, dout, softcap=softcap, **options)
+        k[..., 32:, :] = poison
+        v[..., 32:, :] = poison
+        poisoned = _run(q, k, v, dout, softcap=softcap, **options)
     for a, b in zip(clean, poisoned, strict=True):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("poison", _HIDDEN)
-def test_a_query_that_sees_no_key_never_leaks(backend, poison):
+def test_a_query_that_sees_no_key_never_leaks(backend, poison, softcap):
     q, k, v, dout = _operands()
     mask = np.ones((40, 40), np.bool_)
     mask[5:9] = False
-    clean = _run(q, k, v, dout, mask=mask)
+    clean = _run(q, k, v, dout, mask=mask, softcap=softcap)
     q[..., 5:9, :] = poison
     dout[..., 5:9, :] = poison
-    for a, b in zip(clean, _run(q, k, v, dout, mask=mask), strict=True):
+    for a, b in zip(clean, _run(q, k, v, dout, mask=mask, softcap=softcap), strict=True):
         assert np.array_equal(a, b)
     assert not clean[0][..., 5:9, :].any()
     assert np.isneginf(clean[1][..., 5:9]).all()
@@ -129,3 +123,20 @@ def test_scores_beyond_the_range_of_float32_stay_finite(backend):
     out, lse = fc.attention(q, k, v, scale=1.0, return_lse=True)
     assert out.item() == 550
     assert lse.item() == pytest.approx(40 * 40 * 64, rel=2 * float(np.finfo(np.float32).eps))
+
+
+def test_a_bias_of_nan_is_shown_not_hidden(backend):
+    q, k, v, _ = _operands()
+    bias = np.zeros((40, 40), np.float32)
+    bias[3, 5] = np.nan
+    out = fc.attention(q, k, v, bias=bias)
+    assert np.isnan(out[..., 3, :]).all()
+    assert np.isfinite(np.delete(out, 3, axis=-2)).all()
+
+
+@pytest.mark.parametrize("side", [2**62, 2**63 - 1, 2**64])
+def test_a_window_wider_than_everything_is_unbounded(backend, side):
+    q, k, v, _ = _operands()
+    expected = fc.attention(q, k, v)
+    assert np.array_equal(fc.attention(q, k, v, window=(side, side)), expected)
+    assert np.array_equal(fc.attention(q, k, v, window=(None, side)), expected)

@@ -161,6 +161,30 @@ def test_other_producers_are_read_through_dlpack():
         fc.attention(_Producer(x, (2, 1)), x, x)
 
 
+class _CudaOnly:
+    """A device array that speaks no DLPack but would copy itself to the host if asked."""
+
+    __cuda_array_interface__ = {"shape": (2, 3, 4), "typestr": "<f4", "data": (0, False), "version": 3}  # noqa: RUF012
+
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros((2, 3, 4), np.float32)
+
+
+def test_device_arrays_are_refused_not_copied():
+    x = _CudaOnly()
+    with pytest.raises(fc.UnsupportedError, match="q lives on a CUDA device"):
+        fc.attention(x, x, x)
+
+
+def test_torch_seed_and_unreadable_tensors():
+    torch = oracle("torch")
+    x = torch.ones(2, 3, 4)
+    seed = torch.tensor([5, 7], dtype=torch.uint64)
+    assert torch.equal(fc.attention(x, x, x, dropout=0.5, seed=seed), fc.attention(x, x, x, dropout=0.5, seed=(5, 7)))
+    with pytest.raises(TypeError, match=r"q is a torch tensor of torch\.float8_e4m3fn"):
+        fc.attention(x.to(torch.float8_e4m3fn), x, x)
+
+
 def test_sequences_and_subclasses():
     x = [[[1.0, 2.0], [3.0, 4.0]]]
     out = fc.attention(x, x, x)

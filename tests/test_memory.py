@@ -55,9 +55,24 @@ def test_a_broadcast_mask_is_never_expanded():
     assert _peak(lambda: fc.attention(x, x, x, mask=mask)) < 2 * x.nbytes + 2 * _BLOCK_BYTES
 
 
-def test_explain_is_close_to_the_truth():
-    x = np.zeros((2, 16384, 32), np.float32)
+def test_large_partial_blocks_cost_no_more_than_a_tile():
+    x = np.zeros((1, 8192, 16), np.float32)
+
+    def peak(size):
+        mask = fc.BlockMask.causal((8192, 8192), block_size=size)
+        return _peak(lambda: fc.attention(x, x, x, block_mask=mask))
+
+    # 8192 x 8192 elements unpacked would be 64 MiB.
+    assert peak(8192) < peak(128) + 4 * _BLOCK_BYTES
+
+
+@pytest.mark.parametrize("shape", [(2, 16384, 32), (1, 256, 128, 64), (16, 16, 128, 64)])
+def test_explain_is_close_to_the_truth(shape):
+    x = np.zeros(shape, np.float32)
     told = fc.explain(x, x, x, window=(64, 0))
-    lse_bytes = x.nbytes // 32
+    lse_bytes = x.nbytes // shape[-1] * 3  # and its float64 copy
     measured = _peak(lambda: fc.attention(x, x, x, window=(64, 0))) - x.nbytes - lse_bytes
     assert 0.5 < measured / told.workspace_bytes < 1.5
+    out, residuals = fc.attention_fwd(x, x, x, window=(64, 0))
+    measured = _peak(lambda: fc.attention_bwd(out, residuals)) - 3 * x.nbytes
+    assert 0.5 < measured / told.backward_workspace_bytes < 1.5

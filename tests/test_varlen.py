@@ -117,7 +117,7 @@ def test_no_sequences_and_empty_ones(backend):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"cu_seqlens_q": [0, 3, 2]}, ValueError, "cu_seqlens_q .* never fall"),
+        ({"cu_seqlens_q": [0, 3, 2]}, ValueError, "cu_seqlens_q falls from 3 to 2"),
         ({"cu_seqlens_q": [1, 3, 4]}, ValueError, "cu_seqlens_q starts at 1"),
         ({"cu_seqlens_q": [0, 3, 9]}, ValueError, "cu_seqlens_q ends at 9, expected at most the 6"),
         ({"cu_seqlens_q": [[0, 3]]}, ValueError, "cu_seqlens_q has shape"),

@@ -23,8 +23,6 @@ def check_device(device: Any) -> None:
 
 def _of_kind(name: str, array: Any, kinds: str, wanted: str) -> np.ndarray:
     on_device = UnsupportedError(f"{name} lives on a device: this version builds masks on the CPU only")
-    if hasattr(array, "__cuda_array_interface__"):
-        raise on_device
     try:
         result, _ = arrays.read(array, name)
     except UnsupportedError:

@@ -25,7 +25,7 @@ Grads = Mapping[str, np.ndarray]
 
 
 class Upstream:
-    """What the backward gets besides the problem: the forward's results and the gradients flowing in."""
+    """What the backward gets besides the problem: what the forward left, and the gradients flowing in."""
 
     def __init__(self, out: np.ndarray, lse: np.ndarray, dout: np.ndarray, dlse: np.ndarray | None) -> None:
         self.out, self.dout, self.lse = out, dout, lse[..., None]
@@ -152,6 +152,8 @@ class _Worker:
         p = self._buffers.view(0, shape)
         rows.scores.tile(rows.q, keys, tile.columns, p, gain)
         mask_bits(self._arith.exp(p, out=p), keep)
+        if gain is not None:
+            mask_bits(gain, keep)
         drop = None if rows.dropout is None else rows.dropout.keep_bits(tile.columns)
         seen = tile.rows_seen
         rows.see(seen)

@@ -40,7 +40,8 @@ def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> np.n
             _run(problem, plan, tasks[index], out, kept)
 
     run_tasks(run, len(tasks))
-    lse[...] = kept
+    with np.errstate(over="ignore"):
+        lse[...] = kept
     return kept
 
 

@@ -28,7 +28,9 @@ class Band:
 
     @classmethod
     def of(cls, problem: AttentionProblem, sequence: Sequence) -> Band:
-        left, right = problem.spec.window
+        # Beyond all rows and keys a window is unbounded, and its ends must not leave int64.
+        farthest = sequence.q_len + sequence.k_len
+        left, right = (side if side is None or side < farthest else None for side in problem.spec.window)
         if problem.spec.causal is not None:
             right = 0 if right is None else min(right, 0)
         return cls(
@@ -109,7 +111,7 @@ class Heads:
         visible = None if self.mask is None else cut(self.mask, i0, i1, columns)
         bias = self.bias_tile(i0, i1, columns)
         if bias is not None:
-            finite = bias > -np.inf
+            finite = bias != -np.inf  # a NaN is an error upstream: it is shown, not hidden
             visible = finite if visible is None else visible & finite
         return visible
 

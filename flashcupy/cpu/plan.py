@@ -119,23 +119,31 @@ class TaskPlan:
 
 
 def explain(problem: AttentionProblem) -> Explanation:
-    spec = problem.spec
+    """Tell how a forward would be cut, and what a forward and a backward would hold besides their results."""
+    spec, plan = problem.spec, TaskPlan(problem)
     item = accumulator(spec.dtype).itemsize
-    tasks = TaskPlan(problem).forward()
-    busy = min(num_threads(), max(1, len(tasks)))
-    packed = spec.kv_len * (spec.head_dim + spec.v_dim + 2)
-    rows = schedule.BLOCK_ROWS * (spec.head_dim + 2 * spec.v_dim + 4)
-    sums = spec.kv_len * (spec.head_dim + spec.v_dim) + spec.q_len * spec.head_dim
-    key_columns = schedule.TILE_AREA // schedule.BLOCK_ROWS
-    buffers = 3 if spec.softcap else 2
+    forward, backward = plan.forward(), plan.backward()
     return Explanation(
         backend="numpy",
-        config=f"cpu_{spec.dtype}_d{spec.head_dim}_v{spec.v_dim}_q{schedule.BLOCK_ROWS}_kv{key_columns}",
+        config=f"cpu_{spec.dtype}_d{spec.head_dim}_v{spec.v_dim}_q{schedule.BLOCK_ROWS}",
         reason="the operands are in host memory",
         threads=num_threads(),
-        tasks=len(tasks),
-        workspace_bytes=busy * item * (packed + rows + schedule.TILE_AREA),
-        backward_workspace_bytes=busy * item * (packed + sums + 2 * rows + buffers * schedule.TILE_AREA),
+        tasks=len(forward),
+        workspace_bytes=item * _workspace(problem, forward, buffers=1, sums=False),
+        backward_workspace_bytes=item * _workspace(problem, backward, buffers=3 if spec.softcap else 2, sums=True),
         compiled=True,
         spec=spec,
     )
+
+
+def _workspace(problem: AttentionProblem, tasks: list[Task], *, buffers: int, sums: bool) -> int:
+    """Elements that the largest tasks hold, one a thread: packed keys and values, rows of a stack, score buffers."""
+    spec, busy = problem.spec, min(num_threads(), len(tasks))
+    kv_heads = max((task.kv_heads.stop - task.kv_heads.start for task in tasks), default=0)
+    q_heads = max((stack.stop - stack.start for task in tasks for stack in task.stacks), default=0)
+    keys = kv_heads * spec.kv_len * (spec.head_dim + spec.v_dim + 2)
+    rows = q_heads * min(spec.q_len, schedule.BLOCK_ROWS) * (2 * spec.head_dim + 2 * spec.v_dim + 6)
+    if sums:
+        keys += kv_heads * spec.kv_len * (spec.head_dim + spec.v_dim)
+        rows += q_heads * spec.q_len * spec.head_dim
+    return busy * (keys + rows + buffers * schedule.STACK_AREA)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from flashcupy.blocks.bits import WORD, unpack
 from flashcupy.cpu.heads import Block, Cells, Columns, Heads
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class ListSchedule:
             union, visited, rows = ids, len(ids), 1
 
     def _row(self, r: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows attended together: several rows of small blocks with similar lists, or parts of a large block."""
+        """Ascending block ids of block row r, and their codes: FULL or the id of a pattern; None is FULL for all."""
         mask, row = self._mask, self._first_row + r
         full = slice(*mask.full_indptr[row : row + 2].tolist())
         partial = slice(*mask.partial_indptr[row : row + 2].tolist())
@@ -168,13 +169,13 @@ class ListSchedule:
         step = max(1, _tile_width(i1 - i0) // self._bk)
         for start in range(0, ids.size, step):
             own = ids[start : start + step]
-            columns, visible = self._columns(own, heads.band.k_len), None
-            if codes is not None:
-                visible = self._listed(codes[:, start : start + step], i0 % self._bq, i1 - i0, _width(columns))
-            if not (inner_first <= own[0] * self._bk and own[-1] * self._bk + self._bk <= inner_last):
-                band = heads.band.visible(i0, i1, _index(columns))
-                visible = band if visible is None else visible & band
-            yield from _pieces(heads, block, columns, visible)
+            columns = self._columns(own, heads.band.k_len)
+            inside = inner_first <= own[0] * self._bk and own[-1] * self._bk + self._bk <= inner_last
+            for piece, place in _pieces(columns, _tile_width(i1 - i0)):
+                listed = None if codes is None else self._listed(codes[:, start : start + step], i0, i1, place)
+                band = None if inside else heads.band.visible(i0, i1, _index(piece))
+                visible = band if listed is None else listed if band is None else listed & band
+                yield _tile(heads, block, piece, visible)
 
     def _reached(self, heads: Heads, block: Block) -> tuple[np.ndarray, np.ndarray | None]:
         """Ids and codes of the listed blocks that the band reaches."""
@@ -213,13 +214,23 @@ class ListSchedule:
         columns = (ids.astype(np.int64)[:, None] * self._bk + np.arange(self._bk)).ravel()
         return columns[: columns.size - max(0, end - k_len)]
 
-    def _listed(self, codes: np.ndarray, first: int, n: int, width: int) -> np.ndarray:
-        """Visibility by the lists alone for rows first..first+n-1 of the block rows in `codes` (block rows, ids)."""
-        blocks = np.zeros((*codes.shape, self._bq, self._bk), np.bool_)
-        blocks[codes == _FULL] = True
+    def _listed(self, codes: np.ndarray, i0: int, i1: int, place: slice) -> np.ndarray:
+        """Visibility by the lists alone of the rows i0..i1-1 and of the columns `place` among those of `codes`.
+
+        Patterns are cut before they are unpacked, so that large blocks cost no more than the tile.
+        """
+        first = i0 % self._bq
+        rows = slice(first, first + i1 - i0) if len(codes) == 1 else slice(0, self._bq)
+        words = slice(place.start // WORD, -(-place.stop // WORD)) if codes.shape[1] == 1 else slice(None)
         partial = codes >= 0
-        blocks[partial] = self._mask.unpack(codes[partial])
-        return blocks.swapaxes(1, 2).reshape(codes.shape[0] * self._bq, -1)[first : first + n, :width]
+        bits = self._mask.bits[codes[partial], rows, words]
+        patterns = unpack(bits, min(self._bk, bits.shape[-1] * WORD))
+        blocks = np.zeros((*codes.shape, *patterns.shape[1:]), np.bool_)
+        blocks[codes == _FULL] = True
+        blocks[partial] = patterns
+        joint = blocks.swapaxes(1, 2).reshape(len(codes) * patterns.shape[1], -1)
+        top, left = first - rows.start, place.start - (words.start or 0) * WORD
+        return joint[top : top + i1 - i0, left : left + place.stop - place.start]
 
 
 Schedule = BandSchedule | ListSchedule
@@ -243,16 +254,15 @@ def _index(columns: Columns) -> np.ndarray:
     return np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
 
 
-def _pieces(heads: Heads, block: Block, columns: Columns, visible: np.ndarray | None) -> Iterator[Tile]:
-    """One tile, or several where a single block of keys is wider than a tile."""
-    width = _tile_width(block[1] - block[0])
-    if not isinstance(columns, slice) or _width(columns) <= width:
-        yield _tile(heads, block, columns, visible)
+def _pieces(columns: Columns, width: int) -> Iterator[tuple[Columns, slice]]:
+    """Columns of a tile and their place among `columns`: all, or parts where one block of keys is wider than a tile."""
+    total = _width(columns)
+    if not isinstance(columns, slice) or total <= width:
+        yield columns, slice(0, total)
         return
-    for start in range(columns.start, columns.stop, width):
-        piece = slice(start, min(start + width, columns.stop))
-        own = slice(piece.start - columns.start, piece.stop - columns.start)
-        yield _tile(heads, block, piece, None if visible is None else visible[:, own])
+    for start in range(0, total, width):
+        stop = min(start + width, total)
+        yield slice(columns.start + start, columns.start + stop), slice(start, stop)
 
 
 def _tile(heads: Heads, block: Block, columns: Columns, visible: np.ndarray | None) -> Tile:
