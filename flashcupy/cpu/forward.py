@@ -20,7 +20,7 @@ from flashcupy.cpu.threads import Turnstile, run_tasks
 from flashcupy.spec import AttentionProblem
 
 # Keys whose scores set the first reference of a row. Too few only make the slow path more frequent, never wrong.
-_SAMPLE = 32
+_SAMPLE = 16
 # Scores in a tile from which on that sample costs less than the maximum and the subtraction it saves (measured).
 _LEAST_SETTLED = 1 << 16
 

@@ -39,8 +39,15 @@ class Band:
             sequence.k_len,
         )
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether anything but the number of keys bounds what a row sees."""
+        return self.low is not None or self.high is not None
+
     def span(self, i0: int, i1: int) -> tuple[int, int, int, int]:
         """Columns [first, last) seen by any of the rows i0..i1-1, and [inner_first, inner_last) seen by all of them."""
+        if not self.is_bounded:
+            return 0, self.k_len, 0, self.k_len
         first, inner_first = (0 if self.low is None else min(max(i + self.low, 0), self.k_len) for i in (i0, i1 - 1))
         inner_last, last = (
             self.k_len if self.high is None else min(max(i + self.high, 0), self.k_len) for i in (i0, i1 - 1)

@@ -153,9 +153,27 @@ class ListSchedule:
 
     def tiles(self, cells: Cells) -> Iterator[Tile]:
         """Tiles that the cells visit, without those where nothing is visible."""
+        columns = self._full_columns(cells)
+        if columns is not None:
+            return iter((Tile(columns, None),))
         each = [self._tiles(cells.heads, block) for block in cells.blocks]
         joint = each[0] if len(each) == 1 else map(_stack, zip(*each, strict=True))
         return filter(_is_visited, joint)
+
+    def _full_columns(self, cells: Cells) -> np.ndarray | None:
+        """Columns (G, m) of cells that visit FULL blocks only, in one tile; None where it is not as simple as that.
+
+        The usual case of top-k selection: there, making tiles one by one would cost as much as computing them.
+        """
+        heads, rows = cells.heads, cells.shape[1]
+        if len(cells.blocks) == 1 or heads.band.is_bounded or heads.mask is not None or heads.bias is not None:
+            return None
+        lists = [self._reached(heads, block) for block in cells.blocks]
+        ids = np.stack([own for own, _ in lists]).astype(np.int64)
+        whole = ids.size and (int(ids.max()) + 1) * self._bk <= heads.band.k_len
+        if not whole or ids.shape[1] * self._bk > _tile_width(rows) or any(codes is not None for _, codes in lists):
+            return None
+        return (ids[:, :, None] * self._bk + np.arange(self._bk)).reshape(len(ids), -1)
 
     def _visited(self, heads: Heads, block: Block) -> int:
         """Columns that a block visits."""
