@@ -14,15 +14,15 @@ from flashcupy import reference
 _ARRAYS = ("mask", "bias", "alibi_slopes", "sinks", "q_lengths", "kv_lengths")
 # The bound compares the largest of our errors with the largest of the naive computation's. Of few elements either is
 # luck, so small tensors are pooled over several draws of the case.
-_POOLED_SIZE, _MOST_DRAWS = 4096, 40
+_MOST_DRAWS = 40
 _NAMES = ("out", "lse", "dq", "dk", "dv", "dbias", "dsinks")
 
 
-def check(case: Case, backend: Any) -> None:
+def check(case: Case, backend: Any, *, pooled_size: int = 4096) -> None:
     """Forward, lse and every gradient against the oracle."""
     first = case.make()
     smallest = min(x.size for x in (first.q, first.k, first.v, *_differentiable(first)) if x.size)
-    draws = min(_MOST_DRAWS, -(-_POOLED_SIZE // smallest))
+    draws = min(_MOST_DRAWS, -(-pooled_size // smallest))
     problems = [first, *(case.make(draw) for draw in range(1, draws))]
     pools = zip(*(_results(problem, backend) for problem in problems), strict=True)
     for name, pool in zip(_NAMES, pools, strict=True):

@@ -18,7 +18,7 @@ from flashcupy.spec import AttentionProblem, Sequence
 # Tasks per thread: enough that an uneven last round (causal, ragged batches) costs little.
 _TASKS_PER_THREAD = 4
 # Heads are not stacked beyond this: many small tasks cost calls, too few leave threads idle.
-_LEAST_TASKS = 8
+_LEAST_TASKS = 4
 # The backward sums what its tasks deliver, so its tasks must not depend on the number of threads.
 _BACKWARD_TASKS = 16
 

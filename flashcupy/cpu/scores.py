@@ -84,8 +84,10 @@ class Scores:
         self._arithmetic = arithmetic
         self._cells = cells
         self._softcap = spec.softcap
+        # Whether the product may deliver s - reference: not where something comes between them.
+        self._folds = spec.softcap is None and cells.heads.slopes is None
         # Scores that are nothing but scaled products.
-        self.plain = spec.softcap is None and cells.heads.bias is None and cells.heads.slopes is None
+        self.plain = self._folds and cells.heads.bias is None
 
     def tile(
         self, q: np.ndarray, k: np.ndarray, columns: Columns, out: np.ndarray, slope: np.ndarray | None = None
@@ -95,34 +97,40 @@ class Scores:
         Where the softcap is on and `slope` is given, it receives the cap's derivative.
         """
         unit, grouped = self._arithmetic.unit, self._cells.grouped
-        if self._softcap is None:
+        if self._folds:
             np.matmul(grouped(q), k.mT, out=grouped(out))
         else:
             np.matmul(grouped(q)[..., :-1], k[..., :-1].mT, out=grouped(out))
+        if self._softcap is not None:
             np.tanh(out, out=out)
             if slope is not None:
                 np.subtract(1.0, np.square(out, out=slope), out=slope)
             out *= self._softcap * unit
-            out += q[..., -1:]
         if not self.plain:
             for place, block, own in self._cells.pieces(columns):
-                self._add_biases(out[place], block, own)
+                self._add_terms(out[place], q[place, :, -1:], block, own)
         return out
 
-    def _add_biases(self, out: np.ndarray, block: Block, columns: Columns) -> None:
+    def _add_terms(self, out: np.ndarray, minus_reference: np.ndarray, block: Block, columns: Columns) -> None:
+        """Add what is not a product: bias, ALiBi's penalty, and the reference where the product did not take it."""
         heads, unit = self._cells.heads, self._arithmetic.unit
         bias = heads.bias_tile(*block, columns)
         if bias is not None:
             out += np.multiply(bias, unit, dtype=out.dtype, casting="unsafe")
         if heads.slopes is not None:
-            out -= self._distance(block, columns) * (heads.slopes.astype(out.dtype) * unit)
+            # Far from the diagonal penalty and reference are large and cancel: in float64, and rounded once.
+            penalty = self._distance(block, columns) * (heads.slopes.astype(np.float64) * unit)
+            penalty -= minus_reference
+            np.subtract(out, penalty, out=out, casting="unsafe")
+        elif not self._folds:
+            out += minus_reference
 
     def _distance(self, block: Block, columns: Columns) -> np.ndarray:
-        """|i + offset - j|, exact in float32 up to 2**24."""
-        dtype, offset = self._arithmetic.dtype, self._cells.heads.sequence.offset
-        i = np.arange(block[0] + offset, block[1] + offset)
+        """|i + offset - j| in float64."""
+        offset = self._cells.heads.sequence.offset
+        i = np.arange(block[0] + offset, block[1] + offset, dtype=np.float64)
         j = np.arange(columns.start, columns.stop) if isinstance(columns, slice) else columns
-        difference = np.subtract.outer(i.astype(dtype), j.astype(dtype))
+        difference = np.subtract.outer(i, j.astype(np.float64))
         return np.abs(difference, out=difference)
 
     def keep_bits(self, tile: schedule.Tile) -> np.ndarray | None:
