@@ -8,7 +8,7 @@ from typing import Any
 
 import flashcupy
 from bench.harness import OURS, Call, Case
-from bench.peers import Array, naive_forward_backward, qkv, torch_forward_backward
+from bench.peers import Array, frugal_forward_backward, naive_forward_backward, qkv, torch_forward_backward
 
 
 def forward_backward(q: Array, k: Array, v: Array, dout: Array, **options: Any) -> flashcupy.AttentionGrads:
@@ -26,6 +26,7 @@ def cases(quick: bool) -> Iterator[Case]:
             candidates: dict[str, Call] = {
                 OURS: partial(forward_backward, q, k, v, dout, causal=causal),
                 "naive NumPy": partial(naive_forward_backward, q, k, v, dout, causal),
+                "NumPy in place": partial(frugal_forward_backward, q, k, v, dout, causal),
                 **torch_forward_backward(q, k, v, dout, causal),
             }
             yield Case("forward + backward", f"S={length}{' causal' if causal else ''}", candidates)

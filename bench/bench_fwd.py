@@ -7,7 +7,7 @@ from functools import partial
 
 import flashcupy
 from bench.harness import OURS, Call, Case
-from bench.peers import naive_forward, qkv, torch_forward
+from bench.peers import frugal_forward, naive_forward, qkv, torch_forward
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -25,6 +25,7 @@ def case(name: str, shape: tuple[int, int, int, int], causal: bool) -> Case:
     candidates: dict[str, Call] = {
         OURS: partial(flashcupy.attention, q, k, v, causal=causal),
         "naive NumPy": partial(naive_forward, q, k, v, causal),
+        "NumPy in place": partial(frugal_forward, q, k, v, causal),
         **torch_forward(q, k, v, causal),
     }
     return Case("forward", name, candidates)

@@ -8,7 +8,7 @@ from functools import partial
 import flashcupy
 from bench.bench_bwd import forward_backward
 from bench.harness import OURS, Call, Case
-from bench.peers import naive_forward, naive_forward_backward, qkv
+from bench.peers import frugal_forward, frugal_forward_backward, qkv
 
 NAIVE_UP_TO = 16384  # one head's scores are 1 GiB there, and 16 GiB at 65536
 
@@ -20,7 +20,7 @@ def cases(quick: bool) -> Iterator[Case]:
         forward: dict[str, Call] = {OURS: partial(flashcupy.attention, q, k, v, causal=True)}
         both: dict[str, Call] = {OURS: partial(forward_backward, q, k, v, v, causal=True)}
         if length <= NAIVE_UP_TO:
-            forward["naive NumPy"] = partial(naive_forward, q, k, v, True)
-            both["naive NumPy"] = partial(naive_forward_backward, q, k, v, v, True)
+            forward["NumPy in place"] = partial(frugal_forward, q, k, v, True)
+            both["NumPy in place"] = partial(frugal_forward_backward, q, k, v, v, True)
         yield Case("memory", f"forward, S={length}", forward, rounds=0)
         yield Case("memory", f"forward + backward, S={length}", both, rounds=0)

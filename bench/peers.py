@@ -21,7 +21,25 @@ def qkv(batch: int, heads: int, length: int, head_dim: int = 64) -> tuple[Array,
 
 
 def naive_forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, Array]:
-    """Return (out, P) by plain NumPy: the S x S scores exist, and are reused in place."""
+    """Return (out, P) by NumPy as one writes the formula down."""
+    scores = q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5)
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=np.bool_), scores, np.float32(-np.inf))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p = weights / weights.sum(axis=-1, keepdims=True)
+    return p @ v, p
+
+
+def naive_forward_backward(q: Array, k: Array, v: Array, dout: Array, causal: bool) -> tuple[Array, Array, Array]:
+    """Return (dq, dk, dv) by NumPy as one writes the formulas down."""
+    _, p = naive_forward(q, k, v, causal)
+    dp = dout @ v.swapaxes(-1, -2)
+    ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * np.float32(q.shape[-1] ** -0.5)
+    return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dout
+
+
+def frugal_forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, Array]:
+    """Return (out, P) by NumPy that reuses its S x S scores in place, as someone who knows NumPy would write it."""
     p = q @ k.swapaxes(-1, -2)
     p *= np.float32(q.shape[-1] ** -0.5)
     if causal:
@@ -33,9 +51,9 @@ def naive_forward(q: Array, k: Array, v: Array, causal: bool) -> tuple[Array, Ar
     return p @ v, p
 
 
-def naive_forward_backward(q: Array, k: Array, v: Array, dout: Array, causal: bool) -> tuple[Array, Array, Array]:
-    """Return (dq, dk, dv) by plain NumPy."""
-    out, p = naive_forward(q, k, v, causal)
+def frugal_forward_backward(q: Array, k: Array, v: Array, dout: Array, causal: bool) -> tuple[Array, Array, Array]:
+    """Return (dq, dk, dv) by NumPy that works in place."""
+    out, p = frugal_forward(q, k, v, causal)
     dv = p.swapaxes(-1, -2) @ dout
     ds = dout @ v.swapaxes(-1, -2)
     ds -= (dout * out).sum(axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ import pytest
 
 from bench import report
 from bench.harness import OURS, Case, Row, measure, peak_bytes
-from bench.peers import naive_forward, naive_forward_backward, qkv
+from bench.peers import frugal_forward, frugal_forward_backward, naive_forward, naive_forward_backward, qkv
 from flashcupy import reference
 
 
@@ -49,10 +49,13 @@ def test_result_files_hold_every_sample(tmp_path):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_naive_peer_computes_attention(causal):
+@pytest.mark.parametrize(
+    ("forward", "both"), [(naive_forward, naive_forward_backward), (frugal_forward, frugal_forward_backward)]
+)
+def test_the_naive_peers_compute_attention(forward, both, causal):
     q, k, v = qkv(1, 2, 17, 8)
     out, _ = reference.attention(q, k, v, causal=causal)
-    np.testing.assert_allclose(naive_forward(q, k, v, causal)[0], out, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(forward(q, k, v, causal)[0], out, rtol=0, atol=1e-5)
     expected = reference.attention_bwd(v, q, k, v, causal=causal)
-    for name, gradient in zip("qkv", naive_forward_backward(q, k, v, v, causal), strict=True):
+    for name, gradient in zip("qkv", both(q, k, v, v, causal), strict=True):
         np.testing.assert_allclose(gradient, getattr(expected, f"d{name}"), rtol=0, atol=1e-5)

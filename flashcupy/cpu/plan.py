@@ -110,9 +110,15 @@ class TaskPlan:
                 yield kv_heads, stacks
 
     def _stack_size(self, sequence: Sequence) -> int:
-        """Query heads computed together: as many as a tile has room for, share one list, and leave enough tasks."""
+        """Query heads computed together: as many as a tile has room for, share one list, and leave enough tasks.
+
+        A list with several row blocks stacks those instead.
+        """
         spec, mask = self._problem.spec, self._problem.block_mask
-        first, end = max(self.schedule(sequence, 0).row_blocks, key=lambda rows: rows[1] - rows[0])
+        blocks = self.schedule(sequence, 0).row_blocks
+        if mask is not None and len(blocks) > 1:
+            return 1
+        first, end = max(blocks, key=lambda rows: rows[1] - rows[0])
         shared = spec.q_heads if mask is None else spec.q_heads // mask.shape[1]
         enough = -(-spec.batch_size * spec.q_heads // _LEAST_TASKS)
         return min(stack_limit(end - first, sequence.k_len), shared, enough)
