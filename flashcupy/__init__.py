@@ -1,9 +1,12 @@
 """Exact attention for arrays: forward, backward and block-sparse, in memory linear in the sequence length."""
 
-from flashcupy import reference
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from flashcupy._version import __version__
 from flashcupy.api import attention, attention_bwd, attention_fwd, explain, warmup
-from flashcupy.block_mask import BlockMask
 from flashcupy.cpu import num_threads, set_num_threads
 from flashcupy.errors import UnsupportedError
 from flashcupy.merge import merge_attention
@@ -11,6 +14,10 @@ from flashcupy.residuals import AttentionResiduals
 from flashcupy.results import AttentionGrads, Explanation
 from flashcupy.spec import AttentionSpec
 from flashcupy.varlen import attention_varlen, attention_varlen_bwd, attention_varlen_fwd
+
+if TYPE_CHECKING:
+    from flashcupy import reference
+    from flashcupy.block_mask import BlockMask
 
 __all__ = [
     "AttentionGrads",
@@ -33,3 +40,16 @@ __all__ = [
     "set_num_threads",
     "warmup",
 ]
+
+
+# Imported at first use: they are half of what importing the package would cost, and not every program needs them.
+def __getattr__(name: str) -> object:
+    if name == "BlockMask":
+        return importlib.import_module("flashcupy.block_mask").BlockMask
+    if name == "reference":
+        return importlib.import_module("flashcupy.reference")
+    raise AttributeError(f"module 'flashcupy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

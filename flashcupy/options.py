@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-import secrets
+import os
 import warnings
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -103,7 +103,7 @@ def check_dropout(dropout: Any) -> float:
 def check_seed(seed: Any, dropout: float) -> tuple[int, int] | None:
     """Return (seed, offset); drawn here, once, where dropout needs one and the caller gave none."""
     if seed is None:
-        return (secrets.randbits(64), 0) if dropout else None
+        return (int.from_bytes(os.urandom(8), "little"), 0) if dropout else None
     if getattr(seed, "ndim", 0):
         words, _ = arrays.read(seed, "seed")
         if words.shape != (2,) or words.dtype != np.uint64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -38,3 +39,39 @@ def test_every_extra_named_in_a_message_exists():
 
 def test_version_is_the_installed_one():
     assert metadata.version("flashcupy") == flashcupy.__version__
+
+
+_PUBLIC_CALLS = [name for name in flashcupy.__all__ if inspect.isfunction(getattr(flashcupy, name))]
+
+
+@pytest.mark.parametrize("name", _PUBLIC_CALLS)
+def test_public_calls_are_documented_and_written_out(name):
+    call = getattr(flashcupy, name)
+    signature, doc = inspect.signature(call), inspect.getdoc(call)
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
+    sections = ["Returns"] if signature.return_annotation not in (None, "None") else []
+    sections += ["Parameters", "Raises"] if signature.parameters else []
+    missing = [s for s in (*sections, "Examples") if f"\n{s}\n{'-' * len(s)}\n" not in doc]
+    assert not missing
+    by_reference = set(inspect.signature(flashcupy.attention).parameters) if "and all options" in doc else set()
+    for parameter in set(signature.parameters) - by_reference:
+        assert re.search(rf"\b{parameter}\b", doc), parameter
+
+
+def test_dense_calls_share_their_options():
+    def options(name):
+        parameters = inspect.signature(getattr(flashcupy, name)).parameters.values()
+        own = {
+            "return_lse",
+            "out",
+            "lse_out",
+            "backward",
+            "max_seqlen_q",
+            "max_seqlen_k",
+            "cu_seqlens_q",
+            "cu_seqlens_k",
+        }
+        return [(p.name, p.default, p.kind) for p in parameters if p.name not in own and "seqlen" not in p.name]
+
+    calls = ("attention_fwd", "attention_varlen", "attention_varlen_fwd", "explain", "warmup")
+    assert all(options(name) == options("attention") for name in calls)

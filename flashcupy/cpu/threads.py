@@ -51,7 +51,21 @@ def set_num_threads(n: int | None) -> None:
 
 
 def num_threads() -> int:
-    """Threads that a call made now would use."""
+    """Tell how many threads a call on host arrays made now would use.
+
+    Returns
+    -------
+    int
+        What `set_num_threads` set, or else what NumPy's BLAS would use.
+
+    Examples
+    --------
+    >>> import flashcupy as fc
+    >>> fc.set_num_threads(3)
+    >>> fc.num_threads()
+    3
+    >>> fc.set_num_threads(None)
+    """
     return _chosen or _blas().callers_threads() or _affinity()
 
 
