@@ -194,29 +194,16 @@ def pack(x: Array, tokens: Array, total: int, fill: npt.ArrayLike = 0.0) -> Arra
     return packed[:, :total]
 
 
-# fmt: off  # the public functions: the same options everywhere, kept on lines of their own
-
+# fmt: off
+# ---- the public functions: the same options everywhere, kept on lines of their own -----------------------------------
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")  # log(0), and non-finite keys on their way to np.where
 def attention(
-    q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
-    *,
-    causal: bool | str = False,
-    scale: float | None = None,
-    window: Window = None,
-    mask: MaybeArray = None,
-    bias: MaybeArray = None,
-    alibi_slopes: MaybeArray = None,
-    softcap: float | None = None,
-    sinks: MaybeArray = None,
-    block_mask: Any = None,
-    dropout: float = 0.0,
-    seed: Seed = None,
-    q_lengths: MaybeArray = None,
-    kv_lengths: MaybeArray = None,
-    arithmetic: Arithmetic = FLOAT64,
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *,
+    causal: bool | str = False, scale: float | None = None, window: Window = None, mask: MaybeArray = None,
+    bias: MaybeArray = None, alibi_slopes: MaybeArray = None, softcap: float | None = None, sinks: MaybeArray = None,
+    block_mask: Any = None, dropout: float = 0.0, seed: Seed = None, q_lengths: MaybeArray = None,
+    kv_lengths: MaybeArray = None, arithmetic: Arithmetic = FLOAT64,
 ) -> tuple[Array, Array]:
     """Compute attention naively in float64.
 
@@ -245,21 +232,8 @@ def attention(
     >>> out.ravel(), np.exp(lse)
     (array([1., 2.]), array([1., 2.]))
     """
-    o = Options(
-        causal,
-        scale,
-        window,
-        mask,
-        bias,
-        alibi_slopes,
-        softcap,
-        sinks,
-        block_mask,
-        q_lengths,
-        kv_lengths,
-        dropout,
-        seed,
-    )
+    o = Options(causal, scale, window, mask, bias, alibi_slopes, softcap, sinks, block_mask, q_lengths, kv_lengths,
+                dropout, seed)
     q4, k4, v4 = with_heads((q, k, v), arithmetic)
     f = forward(q4, k4, v4, o, arithmetic)
     out = arithmetic.rounded(f.p * dropout_factor(f, o, arithmetic)) @ f.v
@@ -268,26 +242,11 @@ def attention(
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def attention_bwd(
-    dout: ArrayLike,
-    q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
-    *,
-    causal: bool | str = False,
-    scale: float | None = None,
-    window: Window = None,
-    mask: MaybeArray = None,
-    bias: MaybeArray = None,
-    alibi_slopes: MaybeArray = None,
-    softcap: float | None = None,
-    sinks: MaybeArray = None,
-    block_mask: Any = None,
-    dropout: float = 0.0,
-    seed: Seed = None,
-    q_lengths: MaybeArray = None,
-    kv_lengths: MaybeArray = None,
-    dlse: MaybeArray = None,
-    arithmetic: Arithmetic = FLOAT64,
+    dout: ArrayLike, q: ArrayLike, k: ArrayLike, v: ArrayLike, *,
+    causal: bool | str = False, scale: float | None = None, window: Window = None, mask: MaybeArray = None,
+    bias: MaybeArray = None, alibi_slopes: MaybeArray = None, softcap: float | None = None, sinks: MaybeArray = None,
+    block_mask: Any = None, dropout: float = 0.0, seed: Seed = None, q_lengths: MaybeArray = None,
+    kv_lengths: MaybeArray = None, dlse: MaybeArray = None, arithmetic: Arithmetic = FLOAT64,
 ) -> AttentionGrads:
     """Compute the gradients of `attention` analytically, in float64.
 
@@ -309,21 +268,8 @@ def attention_bwd(
     >>> grads.dv.ravel()
     array([1.5, 0.5])
     """
-    o = Options(
-        causal,
-        scale,
-        window,
-        mask,
-        bias,
-        alibi_slopes,
-        softcap,
-        sinks,
-        block_mask,
-        q_lengths,
-        kv_lengths,
-        dropout,
-        seed,
-    )
+    o = Options(causal, scale, window, mask, bias, alibi_slopes, softcap, sinks, block_mask, q_lengths, kv_lengths,
+                dropout, seed)
     q4, k4, v4, dout4 = with_heads((q, k, v, dout), arithmetic)
     dlse4 = np.asarray(0 if dlse is None else dlse, dtype=arithmetic.dtype)
     dq, dk, dv, dbias, dsinks = backward(dout4, dlse4, forward(q4, k4, v4, o, arithmetic), o, arithmetic)
@@ -338,21 +284,10 @@ def attention_bwd(
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def attention_weights(
-    q: ArrayLike,
-    k: ArrayLike,
-    *,
-    causal: bool | str = False,
-    scale: float | None = None,
-    window: Window = None,
-    mask: MaybeArray = None,
-    bias: MaybeArray = None,
-    alibi_slopes: MaybeArray = None,
-    softcap: float | None = None,
-    sinks: MaybeArray = None,
-    block_mask: Any = None,
-    q_lengths: MaybeArray = None,
-    kv_lengths: MaybeArray = None,
-    rows: slice | None = None,
+    q: ArrayLike, k: ArrayLike, *,
+    causal: bool | str = False, scale: float | None = None, window: Window = None, mask: MaybeArray = None,
+    bias: MaybeArray = None, alibi_slopes: MaybeArray = None, softcap: float | None = None, sinks: MaybeArray = None,
+    block_mask: Any = None, q_lengths: MaybeArray = None, kv_lengths: MaybeArray = None, rows: slice | None = None,
 ) -> Array:
     """Compute the attention probabilities of some query rows, for people who want to look at them.
 
@@ -380,28 +315,12 @@ def attention_weights(
 
 
 def attention_varlen(
-    q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
-    cu_seqlens_q: ArrayLike,
-    cu_seqlens_k: ArrayLike,
-    *,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    causal: bool | str = False,
-    scale: float | None = None,
-    window: Window = None,
-    mask: MaybeArray = None,
-    bias: MaybeArray = None,
-    alibi_slopes: MaybeArray = None,
-    softcap: float | None = None,
-    sinks: MaybeArray = None,
-    block_mask: Any = None,
-    dropout: float = 0.0,
-    seed: Seed = None,
-    q_lengths: MaybeArray = None,
-    kv_lengths: MaybeArray = None,
-    arithmetic: Arithmetic = FLOAT64,
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike, *,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    causal: bool | str = False, scale: float | None = None, window: Window = None, mask: MaybeArray = None,
+    bias: MaybeArray = None, alibi_slopes: MaybeArray = None, softcap: float | None = None, sinks: MaybeArray = None,
+    block_mask: Any = None, dropout: float = 0.0, seed: Seed = None, q_lengths: MaybeArray = None,
+    kv_lengths: MaybeArray = None, arithmetic: Arithmetic = FLOAT64,
 ) -> tuple[Array, Array]:
     """Compute attention within sequences packed along the token axis, as a padded batch with lengths.
 
@@ -430,23 +349,9 @@ def attention_varlen(
     (k4, _, all_kv), (v4, _, _) = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k3, v3))
     used_q, used_kv = all_q if q_lengths is None else q_lengths, all_kv if kv_lengths is None else kv_lengths
     out, lse = attention(
-        q4,
-        k4,
-        v4,
-        causal=causal,
-        scale=scale,
-        window=window,
-        mask=mask,
-        bias=bias,
-        alibi_slopes=alibi_slopes,
-        softcap=softcap,
-        sinks=sinks,
-        block_mask=block_mask,
-        dropout=dropout,
-        seed=seed,
-        q_lengths=used_q,
-        kv_lengths=used_kv,
-        arithmetic=arithmetic,
+        q4, k4, v4, causal=causal, scale=scale, window=window, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
+        softcap=softcap, sinks=sinks, block_mask=block_mask, dropout=dropout, seed=seed, q_lengths=used_q,
+        kv_lengths=used_kv, arithmetic=arithmetic,
     )
     empty_row = -np.inf if sinks is None else np.asarray(sinks, arithmetic.dtype)[:, None]
     out, lse = pack(out, tokens, q3.shape[1]), pack(lse, tokens, q3.shape[1], fill=empty_row)
@@ -454,30 +359,12 @@ def attention_varlen(
 
 
 def attention_varlen_bwd(
-    dout: ArrayLike,
-    q: ArrayLike,
-    k: ArrayLike,
-    v: ArrayLike,
-    cu_seqlens_q: ArrayLike,
-    cu_seqlens_k: ArrayLike,
-    *,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    causal: bool | str = False,
-    scale: float | None = None,
-    window: Window = None,
-    mask: MaybeArray = None,
-    bias: MaybeArray = None,
-    alibi_slopes: MaybeArray = None,
-    softcap: float | None = None,
-    sinks: MaybeArray = None,
-    block_mask: Any = None,
-    dropout: float = 0.0,
-    seed: Seed = None,
-    q_lengths: MaybeArray = None,
-    kv_lengths: MaybeArray = None,
-    dlse: MaybeArray = None,
-    arithmetic: Arithmetic = FLOAT64,
+    dout: ArrayLike, q: ArrayLike, k: ArrayLike, v: ArrayLike, cu_seqlens_q: ArrayLike, cu_seqlens_k: ArrayLike, *,
+    max_seqlen_q: int | None = None, max_seqlen_k: int | None = None,
+    causal: bool | str = False, scale: float | None = None, window: Window = None, mask: MaybeArray = None,
+    bias: MaybeArray = None, alibi_slopes: MaybeArray = None, softcap: float | None = None, sinks: MaybeArray = None,
+    block_mask: Any = None, dropout: float = 0.0, seed: Seed = None, q_lengths: MaybeArray = None,
+    kv_lengths: MaybeArray = None, dlse: MaybeArray = None, arithmetic: Arithmetic = FLOAT64,
 ) -> AttentionGrads:
     """Compute the gradients of `attention_varlen`; those of tokens outside every sequence are 0.
 
@@ -504,25 +391,9 @@ def attention_varlen_bwd(
     (k4, k_tokens, all_kv), (v4, _, _) = (unpack(x, cu_seqlens_k, max_seqlen_k) for x in (k3, v3))
     used_q, used_kv = all_q if q_lengths is None else q_lengths, all_kv if kv_lengths is None else kv_lengths
     grads = attention_bwd(
-        dout4,
-        q4,
-        k4,
-        v4,
-        causal=causal,
-        scale=scale,
-        window=window,
-        mask=mask,
-        bias=bias,
-        alibi_slopes=alibi_slopes,
-        softcap=softcap,
-        sinks=sinks,
-        block_mask=block_mask,
-        dropout=dropout,
-        seed=seed,
-        q_lengths=used_q,
-        kv_lengths=used_kv,
-        dlse=dlse4[..., 0],
-        arithmetic=arithmetic,
+        dout4, q4, k4, v4, causal=causal, scale=scale, window=window, mask=mask, bias=bias, alibi_slopes=alibi_slopes,
+        softcap=softcap, sinks=sinks, block_mask=block_mask, dropout=dropout, seed=seed, q_lengths=used_q,
+        kv_lengths=used_kv, dlse=dlse4[..., 0], arithmetic=arithmetic,
     )
     dq = pack(grads.dq, q_tokens, q3.shape[1]).reshape(np.shape(q))
     dk, dv = (pack(x, k_tokens, k3.shape[1]) for x in (grads.dk, grads.dv))
