@@ -65,22 +65,21 @@ def _problem(
     opts: Options,
     *,
     batch: tuple[int, ...],
-    lengths: dict[str, np.ndarray | None],
+    lengths: dict[str, Any],
     cu: tuple[np.ndarray, np.ndarray] | None = None,
     longest: tuple[int, int] | None = None,
 ) -> AttentionProblem:
     q_heads, kv_heads = _check_matrices(shapes)
     q_len, kv_len = longest or (shapes[0][-2], shapes[1][-2])
     target = (*batch, q_heads, q_len, kv_len)
-    dropout = options.check_dropout(opts.dropout)
-    operands = {
+    operands: dict[str, Any] = {
         "mask": _mask(opts.mask, library, target),
         "bias": _bias(opts.bias, library, target),
         "alibi_slopes": _small(opts.alibi_slopes, "alibi_slopes", (*batch, q_heads)),
         "sinks": _sinks(opts.sinks, q_heads),
     }
     block_mask = _block_mask(opts.block_mask, batch, q_heads, kv_heads, (q_len, kv_len))
-    named = {"q": qkv[0], "k": qkv[1], "v": qkv[2], **{n: x for n, x in operands.items() if x is not None}}
+    named: dict[str, Any] = {"q": qkv[0], "k": qkv[1], "v": qkv[2], **operands}
     spec = AttentionSpec(
         batch=batch,
         q_heads=q_heads,
@@ -93,31 +92,20 @@ def _problem(
         device="cpu",
         varlen=cu is not None,
         headless=all(x.ndim == 2 for x in qkv),
-        scale=options.check_scale(opts.scale, shapes[0][-1]),
-        causal=options.check_causal(opts.causal),
-        window=options.check_window(opts.window),
-        softcap=options.check_softcap(opts.softcap),
-        dropout=dropout,
-        precision=options.check_precision(opts.precision),
         block_size=None if block_mask is None else block_mask.block_size,
-        operands=tuple((name, OperandSpec.of(array)) for name, array in named.items()),
+        operands=tuple((name, OperandSpec.of(array)) for name, array in named.items() if array is not None),
+        **options.checked_values(opts, shapes[0][-1]),
     )
+    cu_q, cu_k = cu or (None, None)
     return AttentionProblem(
         spec=spec,
         library=library,
-        q=qkv[0],
-        k=qkv[1],
-        v=qkv[2],
-        mask=operands["mask"],
-        bias=operands["bias"],
-        alibi_slopes=operands["alibi_slopes"],
-        sinks=operands["sinks"],
+        **named,
         block_mask=block_mask,
-        seed=options.check_seed(opts.seed, dropout),
-        q_lengths=lengths["q_lengths"],
-        kv_lengths=lengths["kv_lengths"],
-        cu_seqlens_q=None if cu is None else cu[0],
-        cu_seqlens_k=None if cu is None else cu[1],
+        seed=options.check_seed(opts.seed, spec.dropout),
+        **lengths,
+        cu_seqlens_q=cu_q,
+        cu_seqlens_k=cu_k,
     )
 
 

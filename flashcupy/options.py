@@ -8,7 +8,7 @@ import os
 import warnings
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -43,6 +43,28 @@ class Options:
     def of(cls, call: dict[str, Any]) -> Options:
         """Pick the options out of the local variables of a public function, where all its arguments stand."""
         return cls(**{field.name: call[field.name] for field in fields(cls)})
+
+
+class CheckedValues(TypedDict):
+    """The options that are plain values, as `AttentionSpec` has them."""
+
+    scale: float
+    causal: str | None
+    window: tuple[int | None, int | None]
+    softcap: float | None
+    dropout: float
+    precision: str
+
+
+def checked_values(opts: Options, head_dim: int) -> CheckedValues:
+    return {
+        "scale": check_scale(opts.scale, head_dim),
+        "causal": check_causal(opts.causal),
+        "window": check_window(opts.window),
+        "softcap": check_softcap(opts.softcap),
+        "dropout": check_dropout(opts.dropout),
+        "precision": check_precision(opts.precision),
+    }
 
 
 def check_causal(causal: Any) -> str | None:
@@ -96,7 +118,7 @@ def check_dropout(dropout: Any) -> float:
         raise ValueError(f"dropout is {dropout!r}, expected a probability 0 <= p < 1")
     if value and keep_threshold(value) in (0, 256):
         what = "nothing" if keep_threshold(value) else "everything"
-        warnings.warn(f"dropout is {dropout!r}, which in steps of 1/256 drops {what}", stacklevel=5)
+        warnings.warn(f"dropout is {dropout!r}, which in steps of 1/256 drops {what}", stacklevel=6)
     return value
 
 
