@@ -22,14 +22,14 @@ def run_forward(
     lse_array = outputs.lse_array(problem, lse_out)
     if out is not None and lse_out is not None:
         arrays.require_no_overlap(out_array, "out", [("lse_out", lse_array)])
-    kept_lse = cpu.forward(problem, out_array, lse_array)
+    kept = cpu.forward(problem, out_array, lse_array)
     return AttentionResiduals(
         *inputs,
         out=arrays.write_back(out_array, problem.library) if out is None else out,
         lse=arrays.write_back(lse_array, problem.library) if lse_out is None else lse_out,
         problem=problem,
         out_array=out_array,
-        lse_array=kept_lse,
+        kept=kept,
     )
 
 
@@ -43,11 +43,11 @@ def run_backward(
     dout_array, dlse_array = outputs.upstream_given(problem, dout, dlse)
     read_only = [
         ("residuals.out", residuals.out_array),
-        ("residuals.lse", residuals.lse_array),
+        ("residuals.lse", residuals.kept.lse),
         ("dout", dout_array),
         ("dlse", dlse_array),
     ]
     grads = outputs.grad_arrays(problem, wanted, out, read_only)
-    upstream = cpu.Upstream(residuals.out_array, residuals.lse_array, dout_array, dlse_array)
+    upstream = cpu.Upstream(residuals.out_array, residuals.kept, dout_array, dlse_array)
     cpu.backward(problem, upstream, grads, deterministic=bool(deterministic))
     return outputs.grads_out(problem, grads, out)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flashcupy import build, outputs
+from flashcupy.cpu import Kept
 from flashcupy.options import Options
 from flashcupy.spec import AttentionProblem, AttentionSpec
 
@@ -34,8 +35,7 @@ class AttentionResiduals:
     lse: Any
     problem: AttentionProblem
     out_array: np.ndarray
-    # The backend's own: may be more precise than the lse that the caller sees.
-    lse_array: np.ndarray
+    kept: Kept
 
     @property
     def spec(self) -> AttentionSpec:
@@ -118,4 +118,4 @@ kv_lengths, precision
             cu, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
             problem = build.varlen_problem(q, k, v, cu, longest, opts)
         out_array, lse_array = outputs.results_given(problem, out, lse)
-        return cls(q, k, v, out, lse, problem, out_array, lse_array)
+        return cls(q, k, v, out, lse, problem, out_array, Kept(lse_array, None))

@@ -55,8 +55,9 @@ def test_everything_at_once(backend, sizes):
 @pytest.mark.parametrize("dtype", _DTYPES)
 @pytest.mark.parametrize("features", pairs(), ids="+".join)
 def test_each_pair_in_each_dtype_and_shape(backend, features, dtype):
-    # Not the one-key shape: there P is 1, the naive computation makes no error and bounds nothing.
-    for number, sizes in enumerate(SHAPES[:4]):
+    # The bound of float64 is absolute. The others' compares with the naive computation, which needs rows and keys in
+    # number: with one row a head the largest error of either is one row's luck, with one key naive makes none at all.
+    for number, sizes in enumerate(SHAPES if dtype == "float64" else SHAPES[:3]):
         case = Case(features, dtype, sizes, seed=1)
         if number % 2:
             check(case, backend, pooled_size=1 << 14)

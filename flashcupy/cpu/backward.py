@@ -14,6 +14,7 @@ import numpy as np
 
 from flashcupy.arrays import accumulator
 from flashcupy.cpu.arithmetic import Arithmetic, arithmetic
+from flashcupy.cpu.forward import Kept
 from flashcupy.cpu.heads import Block, Cells, Columns, Heads
 from flashcupy.cpu.plan import Task, TaskPlan
 from flashcupy.cpu.schedule import Tile
@@ -27,8 +28,9 @@ Grads = Mapping[str, np.ndarray]
 class Upstream:
     """What the backward gets besides the problem: what the forward left, and the gradients flowing in."""
 
-    def __init__(self, out: np.ndarray, lse: np.ndarray, dout: np.ndarray, dlse: np.ndarray | None) -> None:
-        self.out, self.dout, self.lse = out, dout, lse[..., None]
+    def __init__(self, out: np.ndarray, kept: Kept, dout: np.ndarray, dlse: np.ndarray | None) -> None:
+        self.out, self.dout, self.lse = out, dout, kept.lse[..., None]
+        self.reference = None if kept.reference is None else kept.reference[..., None]
         self.dlse = None if dlse is None else dlse[..., None]
 
 
@@ -207,9 +209,9 @@ class _Rows:
     """Packed operands of a stack of cells: [q * factor, -reference] and [dout, -delta] * exp(reference - lse).
 
     A factor on a whole row of P is one on that row of dS and of P^T dout, so it may sit on the packed dout instead, and
-    the reference is free. Halfway between lse and lse - log(keys) the arguments of the exponential are small whether
-    attention is spread or sharp, and with them their rounding errors; what the reference loses when it is itself
-    rounded goes into the factor.
+    the reference is free. The forward's is best, see `Kept`. Without it, halfway between lse and lse - log(keys) the
+    arguments of the exponential are small whether attention is spread or sharp, and with them their rounding errors.
+    What the reference loses when it is itself rounded goes into the factor.
     """
 
     def __init__(
@@ -224,7 +226,10 @@ class _Rows:
         self._lse = rows(upstream.lse)[..., 0].astype(np.float64)
         self.q = pack(cells.rows(cells.heads.q), arith.dtype, factor=factors.query)
         lse = np.where(self._lse == -np.inf, 0, self._lse)
-        self.q[..., -1] = (0.5 * np.log(max(1, cells.heads.sequence.k_len)) - lse) * arith.unit
+        if upstream.reference is not None:
+            self.q[..., -1:] = -rows(upstream.reference)
+        else:
+            self.q[..., -1] = (0.5 * np.log(max(1, cells.heads.sequence.k_len)) - lse) * arith.unit
         self.dout = pack(rows(upstream.dout), arith.dtype)
         # In float64: where a row sees few keys dP - delta is pure cancellation, and delta's error all that is left.
         self._minus_delta = -np.multiply(self.dout[..., :-1], rows(upstream.out), dtype=np.float64).sum(axis=-1)

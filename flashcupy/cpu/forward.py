@@ -8,6 +8,7 @@ beyond it, so that most tiles need neither a maximum nor a subtraction of their 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,13 +26,22 @@ _SAMPLE = 16
 _LEAST_SETTLED = 1 << 16
 
 
-def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> np.ndarray:
-    """Compute attention into `out` (..., H, Sq, Dv) and `lse` (..., H, Sq), shaped as the caller sees them.
+class Kept(NamedTuple):
+    """What a forward leaves for its backward, both (..., H, Sq).
 
-    Returns lse in float64 for the backward: rounded to float32, lse = 8 alone would put an error of 2e-7 on all of P.
+    ``lse`` in float64: rounded to float32, lse = 8 alone would put an error of 2e-7 on all of P. ``reference`` in
+    units, as the scores were taken relative to it: with the same one the backward computes the very P that made the
+    output, and their rounding errors cancel in dP - delta. None where the output was computed elsewhere.
     """
-    kept = np.empty(lse.shape, np.float64)
-    _fill_unvisited(problem, out, kept)
+
+    lse: np.ndarray
+    reference: np.ndarray | None
+
+
+def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> Kept:
+    """Compute attention into `out` (..., H, Sq, Dv) and `lse` (..., H, Sq), shaped as the caller sees them."""
+    kept = Kept(np.empty(lse.shape, np.float64), np.zeros(lse.shape, lse.dtype))
+    _fill_unvisited(problem, out, kept.lse)
     plan = TaskPlan(problem)
     tasks = plan.forward()
 
@@ -41,7 +51,7 @@ def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> np.n
 
     run_tasks(run, len(tasks))
     with np.errstate(over="ignore"):
-        lse[...] = kept
+        lse[...] = kept.lse
     return kept
 
 
@@ -53,21 +63,20 @@ def _fill_unvisited(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray)
     lse[...] = -np.inf if problem.sinks is None else np.asarray(problem.sinks, np.float64)[:, None]
 
 
-def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray, lse: np.ndarray) -> None:
+def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray, kept: Kept) -> None:
     arith = arithmetic(problem.spec.dtype)
     sequence = task.sequence
     keys, values = (pack(task.key_rows(problem, x), arith.dtype) for x in (problem.k, problem.v))
     buffers = TileBuffers(1, arith.dtype)
-    out_heads, lse_heads = problem.heads(out, sequence.batch), problem.heads(lse[..., None], sequence.batch)
+    targets = [problem.heads(x, sequence.batch) for x in (out, *(x[..., None] for x in kept if x is not None))]
     for q_heads in task.stacks:
         schedule = plan.schedule(sequence, q_heads.start)
         for cells in schedule.stacks(Heads.of(problem, sequence, q_heads, task.kv_heads), task.blocks(schedule)):
             rows = _Rows(problem, arith, cells, buffers)
             for tile in schedule.tiles(cells):
                 rows.visit(tile, buffers.take(0, keys, tile.columns), buffers.take(1, values, tile.columns))
-            cells_out, cells_lse = rows.finish()
-            cells.store(out_heads, cells_out)
-            cells.store(lse_heads, cells_lse[..., None])
+            for target, result in zip(targets, rows.finish(), strict=True):
+                cells.store(target, result)
 
 
 class _Rows:
@@ -102,10 +111,10 @@ class _Rows:
                 return
         self._exact(tile, keys, values, keep)
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised rows and their lse; rows that have seen no key give 0, and the sink or -inf as lse."""
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Normalised rows, lse and reference; rows that have seen no key give 0, the sink or -inf, and 0."""
         arith = self._arith
-        seen = self._reference != -np.inf
+        seen, reference = self._reference != -np.inf, -self._q[..., -1:]
         if self._cells.heads.sinks is not None:
             self._add_sinks(self._cells.heads.sinks * arith.unit)
         sums = self._total[..., -1:]
@@ -113,7 +122,7 @@ class _Rows:
         out /= sums if self._dropout is None else sums / self._survivors
         if not seen.all():
             out[~seen] = 0
-        return out, (self._reference + arith.log(sums[..., 0].astype(np.float64))) / arith.unit
+        return out, (self._reference[..., None] + arith.log(sums.astype(np.float64))) / arith.unit, reference
 
     def _add_sinks(self, sinks: np.ndarray) -> None:
         arith = self._arith
