@@ -60,18 +60,18 @@ def test_plain(backend, dtype):
     _check((), dtype, backend)
 
 
+# In float64, whose bound does not depend on the luck of a naive computation on a few short rows: here it is about which
+# rows and columns meet, and accuracy in the other dtypes is that of dense calls.
 @pytest.mark.parametrize("feature", FEATURES)
 def test_each_option(backend, feature):
     with backend.small_tiles():
-        _check((feature,), "float32", backend)
+        _check((feature,), "float64", backend)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("features", pairs(), ids="+".join)
 def test_each_pair_of_options(backend, features):
-    for dtype in DTYPES:
-        with backend.small_tiles():
-            _check(features, dtype, backend)
+    with backend.small_tiles():
+        _check(features, "float64", backend)
 
 
 @pytest.mark.parametrize("feature", ["causal", "top_left", "window", "alibi", "bias", "mask", "dropout", "blocks"])
