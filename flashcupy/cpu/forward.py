@@ -1,7 +1,7 @@
 """Forward: tiles with an online softmax (Milakov and Gimelshein 2018; Dao 2023), O(S) memory.
 
 The running maximum is replaced by a running *reference*: any value near the row's maximum serves, since it cancels.
-It is set from a few scores of the first full tile and moves only when a tile's row sum shows that scores have grown far
+It is set from a few scores of the first tile and moves only when a tile's row sum shows that scores have grown far
 beyond it, so that most tiles need neither a maximum nor a subtraction of their own.
 """
 

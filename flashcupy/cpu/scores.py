@@ -1,7 +1,7 @@
 """Score tiles: s = softcap(scale * q.k) + bias - slope * |i + offset - j|, minus a reference per row, in `unit`s.
 
 Operands are packed once per stack of heads, with one column more than they have. The query's holds minus the row's
-reference (a running maximum, or lse), the key's holds 1: the matrix product then delivers s - reference, and a pass
+reference (a value near its maximum), the key's holds 1: the matrix product then delivers s - reference, and a pass
 over the tile is saved. In the same way the value's 1 makes the product with P deliver row sums, and dout's holds minus
 delta.
 """
