@@ -1,0 +1,161 @@
+// Block lists: a tile is gathered from segments of 16 positions, each out of one listed block. Blocks smaller than a tile
+// share one, larger ones are split.
+#pragma once
+
+#include <ptx/barrier.cuh>
+#include <schedule/band.cuh>
+
+constexpr int kSegment = 16;
+
+// 16 neighbouring positions of the walked side.
+struct Segment {
+    i32 start;    // kFar where the tile has no more
+    i32 pattern;  // kWhole, or the bit pattern of the block it lies in
+    i32 within;   // its place in that block
+};
+
+constexpr i32 kWhole = -1;
+
+template <int kWidth>
+class ListSchedule {
+public:
+    static constexpr int kSegments = kWidth / kSegment;
+    struct Shared {
+        Segment segments[kSegments];
+    };
+    struct Tile {
+        const Segment* segments;
+        bool partial;
+
+        __device__ i32 at(int n) const { return segments[n / kSegment].start + n % kSegment; }
+    };
+
+    // `head` counts query heads; lists may be shared by several of them. Rows [first_row, first_row + rows) lie in one
+    // block row: the tile is no larger than a block.
+    __device__ ListSchedule(
+        const BlockLists& lists, const Work& work, i32 head, i32 q_heads, const Band& band, i32 first_row, int rows, Shared& shared)
+        : lists_(lists), band_(band), reach_(band, first_row, rows), shared_(shared) {
+        const i64 batch = lists.batch == 1 ? 0 : work.batch;
+        const i64 row = (batch * lists.heads + head / (q_heads / lists.heads)) * lists.rows + first_row / lists.row_size;
+        full_ = {lists.full_indptr[row], lists.full_indptr[row + 1]};
+        partial_ = {lists.partial_indptr[row], lists.partial_indptr[row + 1]};
+        block_ = full_;
+        first_row_ = first_row;
+        row_in_block_ = first_row % lists.row_size;
+    }
+
+    __device__ bool next(Tile& tile) {
+        block_sync();  // segments of the tile before are still being read
+        int count = 0;
+        bool partial = false;
+        Segment segment;
+        while (count < kSegments && advance(segment)) {
+            partial |= crosses(segment);
+            put(count++, segment);
+        }
+        finish(tile, count, partial);
+        return count > 0;
+    }
+
+    // The tile of the positions [first, first + kWidth); false where no block of it is listed.
+    __device__ bool fetch(Tile& tile, i32 first) {
+        block_sync();
+        bool any = false, partial = false;
+        for (int n = 0; n < kSegments; ++n) {
+            Segment segment = find(first + n * kSegment);
+            any |= segment.start != kFar;
+            partial |= segment.start == kFar || crosses(segment);
+            put(n, segment);
+        }
+        finish(tile, kSegments, partial);
+        return any;
+    }
+
+    __device__ bool visible(const Tile& tile, i32 owner, int n) const {
+        const Segment& segment = tile.segments[n / kSegment];
+        if (!band_.visible(owner, segment.start + n % kSegment)) return false;
+        if (segment.pattern == kWhole) return true;
+        const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + row_in_block_ + (owner - first_row_);
+        const i32 column = segment.within + n % kSegment;
+        return lists_.bits[row * lists_.words + column / 32] >> (column % 32) & 1u;
+    }
+
+private:
+    struct Range {
+        i64 next, end;
+    };
+
+    // The next segment that the band reaches: first those of FULL blocks, then those of PARTIAL ones.
+    __device__ bool advance(Segment& segment) {
+        for (;;) {
+            if (block_.next >= block_.end) {
+                if (in_partial_) return false;
+                in_partial_ = true;
+                block_ = partial_;
+                continue;
+            }
+            const i32* indices = in_partial_ ? lists_.partial_indices : lists_.full_indices;
+            const i32 first = indices[block_.next] * lists_.column_size;
+            segment.pattern = in_partial_ ? lists_.bits_id[block_.next] : kWhole;
+            segment.within = within_;
+            segment.start = first + within_;
+            if (segment.start >= reach_.end) {  // blocks ascend: the rest lies further right
+                block_.next = block_.end;
+                within_ = 0;
+                continue;
+            }
+            within_ += kSegment;
+            if (within_ == lists_.column_size) {
+                within_ = 0;
+                ++block_.next;
+            }
+            if (segment.start + kSegment > reach_.begin) return true;
+        }
+    }
+
+    __device__ Segment find(i32 start) const {
+        const i32 block = start / lists_.column_size;
+        const i32 within = start - block * lists_.column_size;
+        if (start < reach_.end && start + kSegment > reach_.begin) {
+            if (search(lists_.full_indices, full_, block) >= 0) return {start, kWhole, within};
+            const i64 place = search(lists_.partial_indices, partial_, block);
+            if (place >= 0) return {start, lists_.bits_id[place], within};
+        }
+        return {kFar, kWhole, 0};
+    }
+
+    __device__ static i64 search(const i32* indices, Range range, i32 block) {
+        while (range.next < range.end) {
+            const i64 middle = (range.next + range.end) / 2;
+            if (indices[middle] == block) return middle;
+            if (indices[middle] < block) range.next = middle + 1;
+            else range.end = middle;
+        }
+        return -1;
+    }
+
+    __device__ bool crosses(const Segment& segment) const {
+        return segment.pattern != kWhole || segment.start < reach_.inner_begin ||
+               segment.start + kSegment > reach_.inner_end;
+    }
+
+    __device__ void put(int n, const Segment& segment) {
+        if (thread_index() == 0) shared_.segments[n] = segment;
+    }
+
+    __device__ void finish(Tile& tile, int count, bool partial) {
+        for (int n = count; n < kSegments; ++n) put(n, {kFar, kWhole, 0});
+        tile.segments = shared_.segments;
+        tile.partial = partial || count < kSegments;
+        block_sync();
+    }
+
+    const BlockLists& lists_;
+    Band band_;
+    Reach reach_;
+    Shared& shared_;
+    Range full_, partial_, block_;
+    bool in_partial_ = false;
+    i32 within_ = 0;
+    i32 first_row_, row_in_block_;
+};

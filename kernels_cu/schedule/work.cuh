@@ -1,0 +1,57 @@
+// Which piece of the problem a block computes next. The policy is here, outside the kernels: one piece a block so far.
+#pragma once
+
+#include <params.cuh>
+#include <ptx/special_registers.cuh>
+
+// A tile of rows of one head of one batch entry, and which of the column chunks of its result.
+struct Work {
+    i32 tile;
+    i32 chunk;
+    i32 head;
+    i32 batch;
+    i32 batch_index[kBatchDims];
+};
+
+__device__ __forceinline__ i32 ceil_div(i32 a, i32 b) { return (a + b - 1) / b; }
+
+__device__ __forceinline__ void set_batch(Work& work, i32 batch, const i32 (&extent)[kBatchDims]) {
+    work.batch = batch;
+    for (int dim = kBatchDims - 1; dim >= 0; --dim) {
+        work.batch_index[dim] = batch % extent[dim];
+        batch /= extent[dim];
+    }
+}
+
+// Where (batch, head) of an operand starts.
+__device__ __forceinline__ u8* base(const Operand& operand, const Work& work, i32 head) {
+    i64 offset = head * operand.head;
+    for (int dim = 0; dim < kBatchDims; ++dim) offset += work.batch_index[dim] * operand.batch[dim];
+    return operand.data + offset;
+}
+
+// One piece a block. Tiles are neighbours, so that blocks that run together share keys in L2; last tiles come first,
+// since causal ones grow longer downwards.
+class StaticScheduler {
+public:
+    __device__ StaticScheduler(const AttentionParams& params, i32 tiles, i32 chunks, i32 heads)
+        : params_(params), tiles_(tiles), chunks_(chunks), heads_(heads), next_(block_index()) {}
+
+    __device__ bool next(Work& work) {
+        if (next_ == kDone) return false;
+        u32 rest = next_;
+        next_ = kDone;
+        work.tile = tiles_ - 1 - static_cast<i32>(rest % tiles_);
+        rest /= tiles_;
+        work.chunk = rest % chunks_;
+        rest /= chunks_;
+        work.head = rest % heads_;
+        set_batch(work, rest / heads_, params_.batch_extent);
+        return true;
+    }
+
+private:
+    static constexpr u32 kDone = 0xffffffffu;  // grids end below 2^31
+    const AttentionParams& params_;
+    u32 tiles_, chunks_, heads_, next_;
+};

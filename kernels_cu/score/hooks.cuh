@@ -1,0 +1,53 @@
+// What a score goes through, as hooks on fragments. A feature is a class with some of Hook's members; Hooks composes
+// those that a configuration names, in the order of the score formula. Kernels call Hooks and name no feature.
+#pragma once
+
+#include <schedule/sequence.cuh>
+#include <tile/softmax.cuh>
+
+struct Hook {
+    static constexpr bool kHides = false;  // whether it can hide a score of a tile that the schedule calls FULL
+
+    __device__ Hook(const AttentionParams&, const Work&, i32, const Sequence&) {}
+
+    // Turn products into scores in units of log2, and clear the bits of those that it hides.
+    template <class Fragment, class Bits, class Place>
+    __device__ void scores(Fragment&, Bits&, const Place&) {}
+
+    // Turn gradients of scores into gradients of products q . k.
+    template <class Fragment>
+    __device__ void gradient(Fragment&) const {}
+
+    // Clear the bits of the weights that are dropped.
+    template <class Bits, class Place>
+    __device__ void drop(Bits&, const Place&) const {}
+
+    // What the weights that remain are multiplied by.
+    __device__ double survivors() const { return 1; }
+};
+
+template <class... Features>
+struct Hooks : Features... {
+    static constexpr bool kHides = (Features::kHides || ...);
+
+    // `head` is the query's.
+    __device__ Hooks(const AttentionParams& params, const Work& work, i32 head, const Sequence& sequence)
+        : Features(params, work, head, sequence)... {}
+
+    template <class Fragment, class Bits, class Place>
+    __device__ __forceinline__ void scores(Fragment& fragment, Bits& visible, const Place& place) {
+        (Features::scores(fragment, visible, place), ...);
+    }
+
+    template <class Fragment>
+    __device__ __forceinline__ void gradient(Fragment& fragment) const {
+        (Features::gradient(fragment), ...);
+    }
+
+    template <class Bits, class Place>
+    __device__ __forceinline__ void drop(Bits& kept, const Place& place) const {
+        (Features::drop(kept, place), ...);
+    }
+
+    __device__ __forceinline__ double survivors() const { return (Features::survivors() * ...); }
+};

@@ -1,0 +1,29 @@
+// s = scale * (q . k)
+#pragma once
+
+#include <score/hooks.cuh>
+
+template <class Tiles>
+struct Scale : Hook {
+    using Acc = typename Tiles::Acc;
+    Acc to_log2, to_log2_low;  // their sum is the factor: rounding it would be an error that all scores share
+    Acc scale;
+
+    __device__ Scale(const AttentionParams& params, const Work& work, i32 head, const Sequence& sequence)
+        : Hook(params, work, head, sequence),
+          to_log2(static_cast<Acc>(params.scale * kLog2E)),
+          to_log2_low(static_cast<Acc>(params.scale * kLog2E - to_log2)),
+          scale(static_cast<Acc>(params.scale)) {}
+
+    template <class Fragment, class Bits, class Place>
+    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place&) {
+        for (auto& row : fragment.at)
+            for (auto& score : row) score = multiply_add(score, to_log2, score * to_log2_low);
+    }
+
+    template <class Fragment>
+    __device__ __forceinline__ void gradient(Fragment& fragment) const {
+        for (auto& row : fragment.at)
+            for (auto& gradient : row) gradient *= scale;
+    }
+};

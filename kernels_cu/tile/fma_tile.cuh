@@ -1,0 +1,234 @@
+// Tiles of the generic family: products by plain FMA, operands converted to the accumulation type in shared memory.
+//
+// A block has kThreadRows x kLanes threads. Thread (ty, tx) holds the owner rows ty * kRows + r and the walked columns
+// tx + kLanes * c of a score tile, and of a result tile the same rows and groups of kVec neighbouring columns.
+#pragma once
+
+#include <ptx/barrier.cuh>
+#include <ptx/shared_memory.cuh>
+#include <ptx/special_registers.cuh>
+#include <tile/element.cuh>
+#include <tile/math.cuh>
+#include <tile/sum.cuh>
+
+template <class Accumulator, int kOwner_, int kWalk_, int kDepth_, int kThreadRows_, int kLanes_, int kGroups_>
+struct FmaTiles {
+    using Acc = Accumulator;
+    static constexpr int kOwner = kOwner_;            // owner rows of a tile
+    static constexpr int kWalk = kWalk_;              // walked positions of a tile
+    static constexpr int kDepth = kDepth_;            // of a product's inner dimension, at a time
+    static constexpr int kThreadRows = kThreadRows_;
+    static constexpr int kLanes = kLanes_;            // threads that share rows, neighbours in one warp
+    static constexpr int kGroups = kGroups_;          // column groups of a result that a block computes
+    static constexpr int kThreads = kThreadRows * kLanes;
+    static constexpr int kVec = 16 / sizeof(Acc);
+    static constexpr int kRows = kOwner / kThreadRows;
+    static constexpr int kColumns = kWalk / kLanes;
+    static constexpr int kGroupWidth = kLanes * kVec;
+    static constexpr int kChunk = kGroups * kGroupWidth;  // result columns of a block
+    // One vector more than a row needs: lanes that read the same column of neighbouring rows hit different banks.
+    static constexpr int kDepthPitch = kDepth + kVec;
+    static constexpr int kWalkPitch = kWalk + kVec;
+
+    static_assert(kOwner % kThreadRows == 0 && kWalk % kLanes == 0, "threads share a tile evenly");
+    static_assert(kLanes <= 32 && 32 % kLanes == 0, "row sums are shuffles within a warp");
+    static_assert(kThreads % 32 == 0 && kThreads <= 1024, "whole warps");
+    static_assert(kOwner % 16 == 0 && kWalk % 16 == 0 && kWalk <= 64, "segments of 16; one partial sum per 64 keys at most");
+    static_assert(kDepth % kVec == 0, "vector loads from shared memory");
+    static_assert(kRows * kColumns <= 32, "visibility of a thread's scores is one word");
+};
+
+// Column chunks of a result; one where there are no columns, for what is stored beside them.
+template <class Tiles>
+__device__ __forceinline__ i32 chunks(i32 columns) {
+    return columns == 0 ? 1 : (columns + Tiles::kChunk - 1) / Tiles::kChunk;
+}
+
+template <class T>
+struct alignas(16) Vec {
+    static constexpr int kSize = 16 / sizeof(T);
+    T at[kSize];
+};
+
+template <class Tiles>
+__device__ __forceinline__ int thread_row() { return thread_index() / Tiles::kLanes; }
+
+template <class Tiles>
+__device__ __forceinline__ int thread_lane() { return thread_index() % Tiles::kLanes; }
+
+// Shared memory of the products. Operand chunks and result rows are never alive together.
+template <class Tiles>
+struct alignas(16) ProductShared {
+    using Acc = typename Tiles::Acc;
+    union {
+        struct {
+            alignas(16) Acc owner[Tiles::kOwner][Tiles::kDepthPitch];
+            alignas(16) Acc walked[Tiles::kWalk][Tiles::kDepthPitch];
+        };
+        alignas(16) Acc rows[Tiles::kWalk][Tiles::kGroupWidth];
+    };
+    alignas(16) Acc weights[Tiles::kOwner][Tiles::kWalkPitch];
+};
+
+// A thread's scores, and a word of bits beside them.
+template <class Tiles>
+struct Fragment {
+    using Acc = typename Tiles::Acc;
+    static constexpr int kRows = Tiles::kRows;
+    static constexpr int kColumns = Tiles::kColumns;
+    Acc at[kRows][kColumns];
+};
+
+template <class Tiles>
+struct Bits {
+    u32 word;
+
+    __device__ bool operator()(int r, int c) const { return word >> (r * Tiles::kColumns + c) & 1u; }
+    __device__ void set(int r, int c, bool value) {
+        const u32 bit = 1u << (r * Tiles::kColumns + c);
+        word = value ? word | bit : word & ~bit;
+    }
+};
+
+// A thread's part of a result tile.
+template <class Tiles, int kGroups = Tiles::kGroups>
+struct Result {
+    CompensatedSum<typename Tiles::Acc> at[kGroups][Tiles::kRows][Tiles::kVec];
+};
+
+// Coordinates of a thread's scores: the owner is the query, or, transposed, the key.
+template <class Tiles, class Tile, bool kTransposed>
+struct Place {
+    i32 first_row;
+    const Tile& tile;
+
+    __device__ static int local_row(int r) { return thread_row<Tiles>() * Tiles::kRows + r; }
+    __device__ static int local_column(int c) { return thread_lane<Tiles>() + Tiles::kLanes * c; }
+    __device__ i32 owner(int r) const { return first_row + local_row(r); }
+    __device__ i32 walked(int c) const { return tile.at(local_column(c)); }
+    __device__ i32 query(int r, int c) const { return kTransposed ? walked(c) : owner(r); }
+    __device__ i32 key(int r, int c) const { return kTransposed ? owner(r) : walked(c); }
+};
+
+// Rows of an operand from which a tile picks some by their coordinates; others than [0, length) read as zeros.
+struct Rows {
+    const Operand& operand;
+    const u8* base;
+    i32 length;
+
+    __device__ const u8* row(i32 coordinate) const {
+        return static_cast<u32>(coordinate) < static_cast<u32>(length) ? base + coordinate * operand.row : nullptr;
+    }
+};
+
+template <class Tiles, int kCount, int kPitch, class At>
+__device__ __forceinline__ void copy_chunk(
+    typename Tiles::Acc (&to)[kCount][kPitch], int width, const Rows& from, At at, i32 first, i32 columns) {
+    for (int n = thread_index(); n < kCount * width; n += Tiles::kThreads) {
+        const int r = n / width, c = n % width;
+        const u8* row = from.row(at(r));
+        const bool inside = row != nullptr && first + c < columns;
+        to[r][c] = inside ? load<typename Tiles::Acc>(from.operand, row + (first + c) * from.operand.column) : 0;
+    }
+}
+
+// scores = owner rows times walked rows, over `depth` columns. Starts with a barrier: shared memory may be in use.
+template <class Tiles, class Tile>
+__device__ __forceinline__ void product(
+    Fragment<Tiles>& scores, ProductShared<Tiles>& shared, const Rows& owner, i32 first_row, const Rows& walked,
+    const Tile& tile, i32 depth) {
+    using V = Vec<typename Tiles::Acc>;
+    for (auto& row : scores.at)
+        for (auto& score : row) score = 0;
+    for (i32 first = 0; first < depth; first += Tiles::kDepth) {
+        block_sync();
+        copy_chunk<Tiles>(shared.owner, Tiles::kDepth, owner, [&](int r) { return first_row + r; }, first, depth);
+        copy_chunk<Tiles>(shared.walked, Tiles::kDepth, walked, [&](int n) { return tile.at(n); }, first, depth);
+        block_sync();
+        const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
+        for (int d = 0; d < Tiles::kDepth; d += Tiles::kVec) {
+            V a[Tiles::kRows], b[Tiles::kColumns];
+#pragma unroll
+            for (int r = 0; r < Tiles::kRows; ++r) a[r] = *reinterpret_cast<const V*>(&shared.owner[row + r][d]);
+#pragma unroll
+            for (int c = 0; c < Tiles::kColumns; ++c)
+                b[c] = *reinterpret_cast<const V*>(&shared.walked[lane + Tiles::kLanes * c][d]);
+#pragma unroll
+            for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+                for (int c = 0; c < Tiles::kColumns; ++c)
+#pragma unroll
+                    for (int v = 0; v < Tiles::kVec; ++v)
+                        scores.at[r][c] = multiply_add(a[r].at[v], b[c].at[v], scores.at[r][c]);
+        }
+    }
+}
+
+// Hand the weights to the block. The barrier that makes them visible is the first of the product that reads them.
+template <class Tiles>
+__device__ __forceinline__ void share_weights(ProductShared<Tiles>& shared, const Fragment<Tiles>& weights) {
+    const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c) shared.weights[row + r][lane + Tiles::kLanes * c] = weights.at[r][c];
+}
+
+// result += weights times walked rows, columns [first, first + kChunk). Each tile's sum starts from zero, so that rounding
+// errors grow with the number of tiles, not of keys. Where kMasked, a weight of zero takes nothing from its row: not even
+// a NaN, which rows that are hidden may hold.
+template <bool kMasked, class Tiles, class Tile>
+__device__ __forceinline__ void accumulate(
+    Result<Tiles>& result, ProductShared<Tiles>& shared, const Rows& walked, const Tile& tile, i32 first, i32 columns) {
+    using Acc = typename Tiles::Acc;
+    using V = Vec<Acc>;
+    const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
+#pragma unroll
+    for (int group = 0; group < Tiles::kGroups; ++group) {
+        const i32 start = first + group * Tiles::kGroupWidth;
+        if (start >= columns) break;
+        block_sync();
+        copy_chunk<Tiles>(shared.rows, Tiles::kGroupWidth, walked, [&](int n) { return tile.at(n); }, start, columns);
+        block_sync();
+        Acc sum[Tiles::kRows][Tiles::kVec] = {};
+        for (int n = 0; n < Tiles::kWalk; n += Tiles::kVec) {
+            V w[Tiles::kRows], x[Tiles::kVec];
+#pragma unroll
+            for (int r = 0; r < Tiles::kRows; ++r) w[r] = *reinterpret_cast<const V*>(&shared.weights[row + r][n]);
+#pragma unroll
+            for (int v = 0; v < Tiles::kVec; ++v)
+                x[v] = *reinterpret_cast<const V*>(&shared.rows[n + v][lane * Tiles::kVec]);
+#pragma unroll
+            for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+                for (int v = 0; v < Tiles::kVec; ++v)
+#pragma unroll
+                    for (int c = 0; c < Tiles::kVec; ++c) {
+                        const Acc weighted = multiply_add(w[r].at[v], x[v].at[c], sum[r][c]);
+                        sum[r][c] = !kMasked || w[r].at[v] != 0 ? weighted : sum[r][c];
+                    }
+        }
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+            for (int c = 0; c < Tiles::kVec; ++c) result.at[group][r][c].add(sum[r][c]);
+    }
+}
+
+// Write a result tile; rows [length, allotted) get zeros.
+template <class Tiles>
+__device__ __forceinline__ void store_result(
+    const Result<Tiles>& result, const Operand& operand, u8* base, i32 first_row, i32 length, i32 allotted, i32 first, i32 columns) {
+#pragma unroll
+    for (int group = 0; group < Tiles::kGroups; ++group)
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+            for (int v = 0; v < Tiles::kVec; ++v) {
+                const i32 row = first_row + thread_row<Tiles>() * Tiles::kRows + r;
+                const i32 column = first + group * Tiles::kGroupWidth + thread_lane<Tiles>() * Tiles::kVec + v;
+                if (row < allotted && column < columns)
+                    store(operand, base + row * operand.row + column * operand.column,
+                          row < length ? result.at[group][r][v].value() : 0);
+            }
+}

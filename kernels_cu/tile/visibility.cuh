@@ -1,0 +1,27 @@
+// Which of a thread's scores are visible by the schedule alone. Where a tile is FULL, rows beyond the owner's length are
+// left visible: they are zeros, and nobody stores them. A hook that reads memory must not touch them, so it gets kEdges.
+#pragma once
+
+#include <tile/fma_tile.cuh>
+
+template <class Tiles>
+__device__ __forceinline__ Bits<Tiles> all_bits() { return {0xffffffffu}; }
+
+template <class Tiles, class Schedule, class Tile, class Place>
+__device__ __forceinline__ Bits<Tiles> visible_bits(const Schedule& schedule, const Tile& tile, const Place& place) {
+    Bits<Tiles> visible = {0};
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c)
+            visible.set(r, c, schedule.visible(tile, place.owner(r), place.local_column(c)));
+    return visible;
+}
+
+template <class Tiles>
+__device__ __forceinline__ void keep_only(Fragment<Tiles>& fragment, const Bits<Tiles>& kept) {
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c) fragment.at[r][c] = kept(r, c) ? fragment.at[r][c] : 0;
+}
