@@ -1,0 +1,147 @@
+"""The emulator's compiler: g++, for the runtime library once and for each kernel."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from flashcupy.errors import KernelCompileError
+
+FOLDER = Path(__file__).parent
+COMPILER = os.environ.get("CXX", "g++")
+
+_COMMON = (
+    "-std=c++17",
+    "-fPIC",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ffp-contract=off",  # a * b + c rounds twice; a kernel that needs one rounding says fma
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-fno-stack-protector",
+)
+_RUNTIME = (*_COMMON, "-O2", "-g", "-Wall", "-Wextra", "-shared", "-pthread")
+_KERNEL = (
+    *_COMMON,
+    "-Wno-unknown-pragmas",
+    "-ftrivial-auto-var-init=pattern",
+    "-fsanitize=thread",  # for the calls it plants; the runtime has its own functions behind them
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=alignment",
+    "-fno-sanitize-recover=all",
+    "-fno-plt",
+    "-fno-asynchronous-unwind-tables",
+)
+# FLASHCUPY_EMU_BUILD: what a debugger wants, and what finds undefined behaviour.
+_BUILDS = {
+    "": ("-O1", "-g1"),  # compiles in two thirds of the time of -O2, and runs 7 % slower
+    "debug": ("-O0", "-g"),
+    "strict": ("-O1", "-g1", "-fsanitize=undefined"),
+}
+_LINK = ("-shared", "-Wl,-z,now", "-Wl,--no-undefined", "-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset")
+_ENDING = b"flashcupy emulator:"
+
+
+@functools.cache
+def build_flags() -> tuple[str, ...]:
+    """Return the flags of kernels that depend on the environment and on this processor."""
+    kind = os.environ.get("FLASHCUPY_EMU_BUILD", "")
+    if kind not in _BUILDS:
+        raise ValueError(f"FLASHCUPY_EMU_BUILD is {kind!r}, expected one of {sorted(_BUILDS)}")
+    return (*_BUILDS[kind], *(("-march=x86-64-v3",) if _has_fma() else ()))
+
+
+def _has_fma() -> bool:
+    # Without it every fmaf is a call.
+    try:
+        words = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    except OSError:
+        return False
+    return {"fma", "avx2", "bmi2", "f16c", "movbe"} <= words
+
+
+@functools.cache
+def _gcc() -> str:
+    if shutil.which(COMPILER) is None:
+        raise RuntimeError(f"the emulator needs GCC 12 or newer, and {COMPILER!r} is not there (CXX names another)")
+    return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _digest(flags: tuple[object, ...], *folders: str) -> str:
+    digest = hashlib.sha256(repr((_gcc(), flags)).encode())
+    for path in sorted(path for folder in folders for path in (FOLDER / folder).iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def compiler_version() -> str:
+    """Return what keys a cache: g++'s version and a digest of the flags and the emulator's sources."""
+    return f"{_gcc()}, emulator {_digest((_KERNEL, build_flags(), _LINK), 'ptx', 'runtime')}"
+
+
+@functools.cache
+def runtime_library() -> Path:
+    """Return the runtime library, compiled if need be. Its name tells its version: kernels ask for it by name."""
+    name = f"libflashcupy_emu_{_digest(_RUNTIME, 'runtime')}.so"
+    folder = FOLDER / "build"
+    try:
+        folder.mkdir(exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        folder = Path(_private_folder().name)
+    library = folder / name
+    if not library.exists():
+        temporary = folder / f"{name}.{os.getpid()}"
+        command = [
+            *(COMPILER, *_RUNTIME, f"-Wl,-soname,{name}"),
+            *(f"-I{FOLDER}", str(FOLDER / "runtime" / "runtime.cpp"), "-o", str(temporary)),
+        ]
+        _run(command, "the emulator's runtime")
+        os.replace(temporary, library)
+    return library
+
+
+@functools.cache
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="flashcupy-emu-")
+
+
+def compile_kernel(source: str, entry: str, include: Path) -> bytes:
+    """Return a shared object with the kernel `entry`, and a digest at its end that tells a truncated one."""
+    bounds = re.search(r"__launch_bounds__\(\s*(\d+)", source)
+    unit = f"{source}\nEMU_ENTRY({entry}, {bounds[1] if bounds else 1024})\n"
+    with tempfile.TemporaryDirectory(prefix="flashcupy-emu-") as folder:
+        unit_path, object_path, library = (Path(folder, f"{entry[:100]}{end}") for end in (".cpp", ".o", ".so"))
+        unit_path.write_text(unit)
+        command = [
+            *(COMPILER, *_KERNEL, *build_flags(), f"-ffile-prefix-map={folder}/="),
+            *("-include", "runtime/keywords.cuh", f"-I{FOLDER}", f"-I{include}"),
+            *("-c", str(unit_path), "-o", str(object_path)),
+        ]
+        _run(command, entry)
+        runtime = runtime_library()
+        _run([COMPILER, *_LINK, str(object_path), str(runtime), "-lm", "-o", str(library)], entry)
+        content = library.read_bytes()
+    return content + _ENDING + hashlib.sha256(content).digest()
+
+
+def check_kernel(content: bytes) -> None:
+    """Raise OSError unless `content` is whole and was made by `compile_kernel`; the loader would crash on less."""
+    body, ending = content[: -len(_ENDING) - 32], content[-len(_ENDING) - 32 :]
+    if ending != _ENDING + hashlib.sha256(body).digest():
+        raise OSError("not a kernel of the emulator, or not all of it")
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise KernelCompileError(what, tuple(command[1:]), done.stdout + done.stderr)

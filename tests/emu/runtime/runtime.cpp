@@ -1,0 +1,88 @@
+// The runtime library: one translation unit, compiled once. Entry points for kernels and for Python.
+#include "atomic.hpp"
+#include "schedule.hpp"
+#include "undefined.hpp"
+
+using namespace emu;
+
+extern "C" {
+
+unsigned emu_thread_index() { return current->index; }
+unsigned emu_block_index() { return current_block; }
+unsigned emu_block_count() { return launch->grid; }
+
+unsigned char* emu_shared_memory(unsigned long long bytes) {
+    if (bytes > shared.bytes) {
+        append("limits: the kernel's shared memory is a struct of %llu bytes, and the launch asked for %llu", bytes,
+               static_cast<unsigned long long>(shared.bytes));
+        finish();
+    }
+    return reinterpret_cast<unsigned char*>(shared.base);
+}
+
+void emu_block_sync(Site site) { block_sync(site); }
+void emu_warp_sync(Site site) { collective(Wait::warp_sync, 0, 0, site); }
+
+unsigned long long emu_shuffle_xor(unsigned long long bits, unsigned lane_mask, Site site) {
+    if (lane_mask >= warp_size) {
+        append("limits: shuffle_xor with lane mask %u, past 31,", lane_mask), append_site(site);
+        finish();
+    }
+    return collective(Wait::shuffle_xor, lane_mask, bits, site);
+}
+
+Region* emu_register(u64 begin, u64 bytes, u32 writable, const char* label) {
+    std::lock_guard<std::mutex> lock(device_lock);
+    Region* region = new Region{begin, begin + bytes, 0, writable != 0, label, begin >> page_shift << page_shift, {}};
+    regions.insert(first_behind(begin), region);
+    return region;
+}
+
+void emu_unregister(Region* region) {
+    std::lock_guard<std::mutex> lock(device_lock);
+    regions.erase(std::find(regions.begin(), regions.end(), region));
+    forget_region(region);
+}
+
+// Before the clock runs over: forget all accesses, and start anew.
+static void restart_time() {
+    madvise(shared.pages[0].cells, shared_cells_bytes, MADV_DONTNEED);
+    for (Region* region : regions) {
+        if (region->pages.empty()) continue;
+        madvise(region->pages[0].cells, region->cells_words * 8, MADV_DONTNEED);
+        for (Page& page : region->pages) {
+            delete[] page.atomics;
+            page.atomics = nullptr;
+        }
+    }
+    now = 1;
+}
+
+// For the tests: time is what makes it run over.
+void emu_set_time(u32 time) { now = time; }
+
+// Leaves `report` empty, or fills it and abandons the launch.
+void emu_launch(Launch* request) {
+    std::lock_guard<std::mutex> lock(device_lock);
+    launch = request;
+    detect_races = request->detect_races != 0;
+    request->report[0] = 0;
+    char* report = request->report;
+    random_source.state = request->seed * 0x9e3779b97f4a7c15ull | 1;
+    block_starts.clear();
+    reserve_stacks(request->block);
+    prepare_shared();
+    if (now >= last_time) restart_time();
+    launch_start = now + 1;
+    std::vector<u32> order;
+    if (request->block_order == Order::random) {
+        for (u32 b = 0; b < request->grid; ++b) order.push_back(b);
+        for (u32 b = request->grid; b > 1; --b) std::swap(order[b - 1], order[random_source.below(b)]);
+    }
+    for (u32 b = 0; b < request->grid && report[0] == 0; ++b) {
+        poison_shared();
+        run_block(!order.empty() ? order[b] : request->block_order == Order::reverse ? request->grid - 1 - b : b);
+    }
+    launch = nullptr;
+}
+}
