@@ -24,11 +24,14 @@ demo: $(VENV)/.installed-demo $(VENV)/.installed-model
 	@echo "Written: $(DEMO_OUTPUT)/block_mask.png, a picture of the block-sparse mask."
 	@echo "Yours to try: $(BIN)/python examples/semantic_search.py --file YOUR.txt --query 'your question'"
 
+# Several processes share the cores: threads of BLAS that wait for one would spin, and take it from the others.
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

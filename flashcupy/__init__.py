@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flashcupy._version import __version__
 from flashcupy.api import attention, attention_bwd, attention_fwd, explain, warmup
 from flashcupy.cpu import num_threads, set_num_threads
-from flashcupy.errors import UnsupportedError
+from flashcupy.errors import FirstUseError, KernelCompileError, NotWarmedUpError, UnsupportedError
 from flashcupy.merge import merge_attention
 from flashcupy.residuals import AttentionResiduals
 from flashcupy.results import AttentionGrads, Explanation
@@ -25,6 +25,9 @@ __all__ = [
     "AttentionSpec",
     "BlockMask",
     "Explanation",
+    "FirstUseError",
+    "KernelCompileError",
+    "NotWarmedUpError",
     "UnsupportedError",
     "__version__",
     "attention",

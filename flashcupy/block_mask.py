@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -54,7 +55,8 @@ class BlockMask(ListConstructors, PatternConstructors):
         self._lists = lists
         self._buffers = buffers
         self._transposed = None if buffers is None else buffers.transposed
-        self._lock = threading.Lock()
+        self._lock, self._copy_lock = threading.Lock(), threading.Lock()
+        self._device_copies: dict[Any, Any] = {}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -150,6 +152,18 @@ class BlockMask(ListConstructors, PatternConstructors):
         return self._lists.unpack(ids)
 
     @property
+    def lists(self) -> BlockLists:
+        """The six arrays together."""
+        return self._lists
+
+    def device_copy(self, key: Hashable, copy: Callable[[], Any]) -> Any:
+        """What `copy` made of the lists for a device, kept until a rewrite; for backends."""
+        with self._copy_lock:
+            if key not in self._device_copies:
+                self._device_copies[key] = copy()
+            return self._device_copies[key]
+
+    @property
     def transposed(self) -> BlockLists:
         """Lists of the transposed mask, in the same layout: the queries that see each key block.
 
@@ -175,6 +189,7 @@ class BlockMask(ListConstructors, PatternConstructors):
         with self._lock:
             self._buffers.rewrite(lists)
             self._transposed = self._buffers.transposed
+            self._device_copies = {}
         return self
 
     def __and__(self, other: BlockMask) -> BlockMask:

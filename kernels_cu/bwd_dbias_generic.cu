@@ -93,7 +93,7 @@ private:
             const int r = n / columns, c = n % columns;
             const i32 row = own_.row_tile * Tiles::kOwner + r, column = own_.column_tile * Tiles::kWalk + c;
             if (row >= params_.bias_rows || column >= params_.bias_columns) continue;
-            CompensatedSum<Acc> sum = {0, 0};
+            CompensatedSum<Acc> sum = {};
             for (int i = r; i < (all_rows ? Tiles::kOwner : r + 1); ++i)
                 for (int j = c; j < (all_columns ? Tiles::kWalk : c + 1); ++j) sum.add(shared_.product.weights[i][j]);
             store(params_.dbias, start + row * params_.dbias.row + column * params_.dbias.column, sum.value());

@@ -78,18 +78,21 @@ private:
     __device__ void finish() {
         const Acc sink = given(params_.sinks) ? load<Acc>(params_.sinks, base(params_.sinks, work_, work_.head)) : -infinity<Acc>();
         const Acc survivors = static_cast<Acc>(hooks_.survivors());
-        Acc factor[Tiles::kRows];
+        Acc factor[Tiles::kRows], divisor[Tiles::kRows];
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             const i32 row = first_row_ + thread_row<Tiles>() * Tiles::kRows + r;
             const bool saw = softmax_.sum[r].value() != 0 && row < sequence_.q.length;
             const Acc rescale = softmax_.join(r, sink * static_cast<Acc>(kLog2E));
-            factor[r] = saw ? rescale * survivors / softmax_.sum[r].value() : 0;
+            factor[r] = saw ? rescale * survivors : 0;
+            divisor[r] = saw ? softmax_.sum[r].value() : 1;
             if (row < sequence_.q.allotted) store_row(row, r, saw, sink);
         }
         multiply_rows(factor);
+        // A division rounds once, a product with the reciprocal twice, and the backward's delta inherits what out loses.
         store_result(out_, params_.out, base(params_.out, work_, work_.head) + sequence_.q.start * params_.out.row,
-                     first_row_, sequence_.q.length, sequence_.q.allotted, first_column_, params_.v_dim);
+                     first_row_, sequence_.q.length, sequence_.q.allotted, first_column_, params_.v_dim,
+                     [&](int r, Acc value) { return value / divisor[r]; });
     }
 
     __device__ __forceinline__ void store_row(i32 row, int r, bool saw, Acc sink) {

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from flashcupy import reference
-from flashcupy.reference import Arithmetic
+from flashcupy.bound import allowed_error, coarse
 from flashcupy.results import AttentionGrads
 
 Array = npt.NDArray[Any]
@@ -21,20 +20,20 @@ Array = npt.NDArray[Any]
 
 def naive(q: Array, k: Array, v: Array, dtype: npt.DTypeLike, **options: Any) -> tuple[Array, Array]:
     """Like `reference.attention`; out in ``dtype``, lse in float32 (float64)."""
-    out, lse = reference.attention(q, k, v, **options, arithmetic=_low(dtype))
+    out, lse = reference.attention(q, k, v, **options, arithmetic=coarse(dtype))
     return out.astype(dtype), lse
 
 
 def naive_bwd(dout: Array, q: Array, k: Array, v: Array, dtype: npt.DTypeLike, **options: Any) -> AttentionGrads:
     """Like `reference.attention_bwd`; dq, dk, dv in ``dtype``, dbias and dsinks in the dtype of their inputs."""
-    return _store(reference.attention_bwd(dout, q, k, v, **options, arithmetic=_low(dtype)), dtype, **options)
+    return _store(reference.attention_bwd(dout, q, k, v, **options, arithmetic=coarse(dtype)), dtype, **options)
 
 
 def naive_varlen(
     q: Array, k: Array, v: Array, cu_seqlens_q: Array, cu_seqlens_k: Array, dtype: npt.DTypeLike, **options: Any
 ) -> tuple[Array, Array]:
     """Like `reference.attention_varlen`, in the dtypes of `naive`."""
-    out, lse = reference.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options, arithmetic=_low(dtype))
+    out, lse = reference.attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options, arithmetic=coarse(dtype))
     return out.astype(dtype), lse
 
 
@@ -50,7 +49,7 @@ def naive_varlen_bwd(
 ) -> AttentionGrads:
     """Like `reference.attention_varlen_bwd`, in the dtypes of `naive_bwd`."""
     operands = dout, q, k, v, cu_seqlens_q, cu_seqlens_k
-    return _store(reference.attention_varlen_bwd(*operands, **options, arithmetic=_low(dtype)), dtype, **options)
+    return _store(reference.attention_varlen_bwd(*operands, **options, arithmetic=coarse(dtype)), dtype, **options)
 
 
 def assert_close(
@@ -78,22 +77,10 @@ def assert_close(
     odd = ~finite & ~((got == expected) | (np.isnan(got) & np.isnan(expected))) | (finite & ~np.isfinite(got))
     if odd.any():
         _fail("inf and nan lie elsewhere", odd, got, expected)
-    top = np.abs(expected[finite]).max(initial=0)
-    if actual.dtype == np.float64:
-        bound = 64 * np.finfo(np.float64).eps * np.sqrt(num_keys) * top
-    else:
-        assert naive is not None, "naive is needed for every dtype but float64"
-        slip = np.abs(naive.astype(np.float64)[finite] - expected[finite]).max(initial=0)
-        assert np.isfinite(slip), "the naive computation overflows where the oracle is finite: it bounds nothing"
-        bound = (3 if grad else 2) * slip + 2 * _ulp(top, actual.dtype)
+    bound = allowed_error(expected, naive, actual.dtype, grad=grad, num_keys=num_keys)
     error = np.abs(np.where(finite, got, 0) - np.where(finite, expected, 0))
     if (error > bound).any():
         _fail(f"error {error.max():.3e} is above the bound {bound:.3e} ({actual.dtype})", error, got, expected)
-
-
-def _low(dtype: npt.DTypeLike) -> Arithmetic:
-    wide = np.promote_types(dtype, np.float32)
-    return Arithmetic(wide, lambda x: x.astype(dtype).astype(wide))
 
 
 def _store(grads: AttentionGrads, dtype: npt.DTypeLike, **options: Any) -> AttentionGrads:
@@ -104,11 +91,6 @@ def _store(grads: AttentionGrads, dtype: npt.DTypeLike, **options: Any) -> Atten
             for name, grad in (("bias", grads.dbias), ("sinks", grads.dsinks))
         ),
     )
-
-
-def _ulp(value: float, dtype: np.dtype[Any]) -> float:
-    info = ml_dtypes.finfo(dtype)
-    return float(info.eps) * 2.0 ** np.floor(np.log2(max(float(value), float(info.smallest_normal))))
 
 
 def _fail(what: str, badness: Array, got: Array, expected: Array) -> None:

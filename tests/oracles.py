@@ -6,6 +6,7 @@ import importlib
 import os
 from types import ModuleType
 
+import nvrtc
 import pytest
 
 
@@ -21,3 +22,13 @@ def oracle(name: str) -> ModuleType:
         if os.environ.get("FLASHCUPY_REQUIRE_ORACLES") == "1":
             pytest.fail(f"FLASHCUPY_REQUIRE_ORACLES=1: {reason}", pytrace=False)
         pytest.skip(reason, allow_module_level=True)
+
+
+def nvrtc_library(major: int) -> nvrtc.Nvrtc:
+    """Load an NVRTC, or skip with the reason where its wheel is not installed."""
+    try:
+        return nvrtc.load(major)
+    except ImportError as error:
+        if os.environ.get("FLASHCUPY_REQUIRE_ORACLES") == "1":
+            pytest.fail(f"FLASHCUPY_REQUIRE_ORACLES=1: {error}", pytrace=False)
+        pytest.skip(str(error))

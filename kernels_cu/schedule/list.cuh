@@ -36,10 +36,8 @@ public:
         const BlockLists& lists, const Work& work, i32 head, i32 q_heads, const Band& band, i32 first_row, int rows, Shared& shared)
         : lists_(lists), band_(band), reach_(band, first_row, rows), shared_(shared) {
         const i64 batch = lists.batch == 1 ? 0 : work.batch;
-        const i64 row = (batch * lists.heads + head / (q_heads / lists.heads)) * lists.rows + first_row / lists.row_size;
-        full_ = {lists.full_indptr[row], lists.full_indptr[row + 1]};
-        partial_ = {lists.partial_indptr[row], lists.partial_indptr[row + 1]};
-        block_ = full_;
+        row_ = (batch * lists.heads + head / (q_heads / lists.heads)) * lists.rows + first_row / lists.row_size;
+        blocks_ = full_blocks();
         first_row_ = first_row;
         row_in_block_ = first_row % lists.row_size;
     }
@@ -81,33 +79,41 @@ public:
     }
 
 private:
-    struct Range {
-        i64 next, end;
+    // Listed blocks, ascending: what is left of one list of the row.
+    struct Blocks {
+        const i32* next;
+        i32 left;
     };
+
+    __device__ Blocks full_blocks() const { return blocks(lists_.full_indptr, lists_.full_indices); }
+    __device__ Blocks partial_blocks() const { return blocks(lists_.partial_indptr, lists_.partial_indices); }
+    __device__ Blocks blocks(const i64* indptr, const i32* indices) const {
+        return {indices + indptr[row_], static_cast<i32>(indptr[row_ + 1] - indptr[row_])};
+    }
+    __device__ i32 pattern(const i32* block) const { return lists_.bits_id[block - lists_.partial_indices]; }
 
     // The next segment that the band reaches: first those of FULL blocks, then those of PARTIAL ones.
     __device__ bool advance(Segment& segment) {
         for (;;) {
-            if (block_.next >= block_.end) {
+            if (blocks_.left == 0) {
                 if (in_partial_) return false;
                 in_partial_ = true;
-                block_ = partial_;
+                blocks_ = partial_blocks();
                 continue;
             }
-            const i32* indices = in_partial_ ? lists_.partial_indices : lists_.full_indices;
-            const i32 first = indices[block_.next] * lists_.column_size;
-            segment.pattern = in_partial_ ? lists_.bits_id[block_.next] : kWhole;
+            segment.pattern = in_partial_ ? pattern(blocks_.next) : kWhole;
             segment.within = within_;
-            segment.start = first + within_;
+            segment.start = *blocks_.next * lists_.column_size + within_;
             if (segment.start >= reach_.end) {  // blocks ascend: the rest lies further right
-                block_.next = block_.end;
+                blocks_.left = 0;
                 within_ = 0;
                 continue;
             }
             within_ += kSegment;
             if (within_ == lists_.column_size) {
                 within_ = 0;
-                ++block_.next;
+                ++blocks_.next;
+                --blocks_.left;
             }
             if (segment.start + kSegment > reach_.begin) return true;
         }
@@ -117,21 +123,22 @@ private:
         const i32 block = start / lists_.column_size;
         const i32 within = start - block * lists_.column_size;
         if (start < reach_.end && start + kSegment > reach_.begin) {
-            if (search(lists_.full_indices, full_, block) >= 0) return {start, kWhole, within};
-            const i64 place = search(lists_.partial_indices, partial_, block);
-            if (place >= 0) return {start, lists_.bits_id[place], within};
+            if (search(full_blocks(), block)) return {start, kWhole, within};
+            const i32* place = search(partial_blocks(), block);
+            if (place) return {start, pattern(place), within};
         }
         return {kFar, kWhole, 0};
     }
 
-    __device__ static i64 search(const i32* indices, Range range, i32 block) {
-        while (range.next < range.end) {
-            const i64 middle = (range.next + range.end) / 2;
-            if (indices[middle] == block) return middle;
-            if (indices[middle] < block) range.next = middle + 1;
-            else range.end = middle;
+    __device__ static const i32* search(Blocks blocks, i32 block) {
+        while (blocks.left > 0) {
+            const i32 half = blocks.left / 2;
+            const i32* middle = blocks.next + half;
+            if (*middle == block) return middle;
+            if (*middle < block) blocks = {middle + 1, blocks.left - half - 1};
+            else blocks.left = half;
         }
-        return -1;
+        return nullptr;
     }
 
     __device__ bool crosses(const Segment& segment) const {
@@ -154,7 +161,8 @@ private:
     Band band_;
     Reach reach_;
     Shared& shared_;
-    Range full_, partial_, block_;
+    i64 row_;  // of the lists
+    Blocks blocks_;
     bool in_partial_ = false;
     i32 within_ = 0;
     i32 first_row_, row_in_block_;

@@ -201,12 +201,16 @@ __device__ __forceinline__ void accumulate(
 #pragma unroll
             for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll
-                for (int v = 0; v < Tiles::kVec; ++v)
+                for (int c = 0; c < Tiles::kVec; ++c) {
+                    // A sum of its own for each vector: a quarter of the roundings at the size of the whole sum.
+                    Acc part = 0;
 #pragma unroll
-                    for (int c = 0; c < Tiles::kVec; ++c) {
-                        const Acc weighted = multiply_add(w[r].at[v], x[v].at[c], sum[r][c]);
-                        sum[r][c] = !kMasked || w[r].at[v] != 0 ? weighted : sum[r][c];
+                    for (int v = 0; v < Tiles::kVec; ++v) {
+                        const Acc weighted = multiply_add(w[r].at[v], x[v].at[c], part);
+                        part = !kMasked || w[r].at[v] != 0 ? weighted : part;
                     }
+                    sum[r][c] += part;
+                }
         }
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r)
@@ -215,10 +219,16 @@ __device__ __forceinline__ void accumulate(
     }
 }
 
-// Write a result tile; rows [length, allotted) get zeros.
-template <class Tiles>
+struct Unchanged {
+    template <class Acc>
+    __device__ Acc operator()(int, Acc value) const { return value; }
+};
+
+// Write a result tile, each value as `finish(r, value)` makes it; rows [length, allotted) get zeros.
+template <class Tiles, class Finish = Unchanged>
 __device__ __forceinline__ void store_result(
-    const Result<Tiles>& result, const Operand& operand, u8* base, i32 first_row, i32 length, i32 allotted, i32 first, i32 columns) {
+    const Result<Tiles>& result, const Operand& operand, u8* base, i32 first_row, i32 length, i32 allotted, i32 first,
+    i32 columns, Finish finish = {}) {
 #pragma unroll
     for (int group = 0; group < Tiles::kGroups; ++group)
 #pragma unroll
@@ -229,6 +239,6 @@ __device__ __forceinline__ void store_result(
                 const i32 column = first + group * Tiles::kGroupWidth + thread_lane<Tiles>() * Tiles::kVec + v;
                 if (row < allotted && column < columns)
                     store(operand, base + row * operand.row + column * operand.column,
-                          row < length ? result.at[group][r][v].value() : 0);
+                          row < length ? finish(r, result.at[group][r][v].value()) : 0);
             }
 }

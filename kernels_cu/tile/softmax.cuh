@@ -28,7 +28,7 @@ struct Softmax {
     CompensatedSum<Acc> sum[Tiles::kRows];
 
     __device__ Softmax() {
-        for (int r = 0; r < Tiles::kRows; ++r) top[r] = -infinity<Acc>(), sum[r] = {0, 0};
+        for (int r = 0; r < Tiles::kRows; ++r) top[r] = -infinity<Acc>(), sum[r] = {};
     }
 
     // Turn scores into weights relative to the new maximum; `rescale` is what earlier sums are to be multiplied by.

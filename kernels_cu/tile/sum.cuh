@@ -1,4 +1,4 @@
-// Sums over many tiles that keep what rounding loses: without it 256 tiles cost float32 three bits.
+// Sums over many tiles. In float32 they keep what rounding loses: without it 256 tiles cost three bits.
 #pragma once
 
 // Knuth's two-sum: `lost` is the exact error of each addition, summed. Infinite sums stay infinite.
@@ -22,4 +22,14 @@ struct CompensatedSum {
         const Acc total = sum + lost;
         return total == total ? total : sum;
     }
+};
+
+// float64 has bits to spare, and registers to save.
+template <>
+struct CompensatedSum<double> {
+    double sum;
+
+    __device__ __forceinline__ void add(double value) { sum += value; }
+    __device__ __forceinline__ void multiply(double factor) { sum *= factor; }
+    __device__ __forceinline__ double value() const { return sum; }
 };

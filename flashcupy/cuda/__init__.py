@@ -1,0 +1,6 @@
+"""The CUDA backend: the functions of `flashcupy.backend.Backend` by kernels compiled at run time."""
+
+from flashcupy.cuda.combine import merge
+from flashcupy.cuda.serve import backward, explain, forward, kept_from_lse, warmup
+
+__all__ = ["backward", "explain", "forward", "kept_from_lse", "merge", "warmup"]

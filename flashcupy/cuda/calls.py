@@ -1,0 +1,111 @@
+"""One call on device arrays: its operands, their addresses, and the key of its plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flashcupy.cuda.block_lists import list_addresses, mask_grid
+from flashcupy.cuda.config import tile_table
+from flashcupy.cuda.device import Device, runtime
+from flashcupy.cuda.operands import Layout
+from flashcupy.cuda.plan import DIMS, MaskGrid, PlanBuilder
+from flashcupy.spec import AttentionProblem
+
+_LARGE = (("q", "q"), ("k", "k"), ("v", "v"), ("mask", "mask"), ("bias", "bias"))
+_SMALL = (
+    ("slopes", "alibi_slopes"),
+    ("sinks", "sinks"),
+    ("q_lengths", "q_lengths"),
+    ("kv_lengths", "kv_lengths"),
+    ("cu_seqlens_q", "cu_seqlens_q"),
+    ("cu_seqlens_k", "cu_seqlens_k"),
+)
+
+
+class Call:
+    """Gathers what a plan is made from and what running it needs.
+
+    ``key`` tells calls with different plans apart: everything that a plan depends on, and no values.
+    """
+
+    def __init__(self, problem: AttentionProblem) -> None:
+        self.problem = problem
+        self.runtime = runtime()
+        self.device: Device = self.runtime.device_of(problem.q)
+        self.arrays: dict[str, Any] = {}
+        self.host: list[tuple[str, np.ndarray]] = []
+        self.addresses: dict[str, int] = {}
+        self._key: list[Any] = [problem.spec, tile_table(), self.device]
+        for slot, name in _LARGE:
+            array = getattr(problem, name)
+            if array is not None:
+                self.add(slot, array)
+        for slot, name in _SMALL:
+            array = getattr(problem, name)
+            if array is not None:
+                self._add_small(slot, array)
+        if problem.block_mask is not None:
+            self._key.append(problem.block_mask.shape)
+        self._add_seed()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(self._key)
+
+    def add(self, slot: str, array: Any) -> None:
+        """Add an array on the device."""
+        self.arrays[slot] = array
+        self.addresses[slot] = address = self.runtime.pointer(array)
+        self._key += (slot, array.strides, array.dtype, address & 7)
+
+    def add_metadata(self, slot: str, array: Any) -> None:
+        """Add an array that need not exist: one that the library would allocate, so it is aligned."""
+        self.arrays[slot] = array
+        self.addresses[slot] = 0
+        self._key += (slot, array.strides, array.dtype, 0)
+
+    def add_lists(self, *, transposed: bool) -> None:
+        """Bring the block mask's lists to the device, if there is one."""
+        if self.problem.block_mask is not None:
+            self.addresses.update(list_addresses(self.problem.block_mask, self.device, transposed=transposed))
+
+    @property
+    def tails(self) -> bool:
+        """Whether packed rows may lie in no sequence."""
+        problem = self.problem
+        if not problem.spec.varlen:
+            return False
+        ends = ((problem.cu_seqlens_q, problem.q), (problem.cu_seqlens_k, problem.k))
+        return not all(isinstance(cu, np.ndarray) and cu[-1] == x.shape[-2] for cu, x in ends)
+
+    def builder(self) -> PlanBuilder:
+        layouts = {slot: Layout.of(array, DIMS[slot], self.addresses[slot]) for slot, array in self.arrays.items()}
+        for slot, array in self.host:
+            layouts[slot] = Layout.packed(array.shape, array.dtype.name, array.itemsize, DIMS[slot])
+        return PlanBuilder(self.problem.spec, layouts, self.mask)
+
+    @property
+    def mask(self) -> MaskGrid | None:
+        mask = self.problem.block_mask
+        return None if mask is None else mask_grid(mask)
+
+    def _add_small(self, slot: str, array: Any) -> None:
+        if not isinstance(array, np.ndarray):
+            self.add(slot, array)
+            return
+        if slot in ("q_lengths", "kv_lengths"):
+            array = array.reshape(self.problem.spec.batch)
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        self.host.append((slot, native))
+        self._key += (slot, native.shape, native.dtype)
+
+    def _add_seed(self) -> None:
+        seed = self.problem.seed
+        if self.problem.spec.dropout == 0:
+            return
+        if isinstance(seed, tuple):
+            self.addresses |= {"seed_words": 0, "seed": seed[0], "offset": seed[1]}
+        else:
+            self.addresses |= {"seed_words": self.runtime.pointer(seed), "seed": 0, "offset": 0}

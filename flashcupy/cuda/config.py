@@ -1,0 +1,238 @@
+"""Kernel configurations: everything that is compiled in, and the table that chooses it. One config, one kernel.
+
+A config knows its translation unit, and its name tells it from every other. Choosing one affects speed, registers and
+shared memory, never results beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from flashcupy.spec import AttentionSpec
+
+# Score features that are compiled in, in the order of the score formula; the value is the C++ hook.
+FEATURES = {"softcap": "Softcap", "bias": "Bias", "alibi": "Alibi", "mask": "Mask", "dropout": "Dropout"}
+
+Schedule = Literal["band", "list"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """FmaTiles of kernels_cu/tile/fma_tile.cuh: its template arguments, and what follows from them."""
+
+    acc: Literal["float", "double"]
+    owner: int
+    walk: int
+    depth: int
+    thread_rows: int
+    lanes: int
+    groups: int
+
+    def __post_init__(self) -> None:
+        problems = {
+            "owner must be a multiple of 16 and of thread_rows": self.owner % 16 or self.owner % self.thread_rows,
+            "walk must be 16, 32, 48 or 64 and a multiple of lanes": self.walk % 16
+            or self.walk > 64
+            or self.walk % self.lanes,
+            "lanes must divide a warp": 32 % self.lanes,
+            "threads must be whole warps, at most 1024": self.threads % 32 or self.threads > 1024,
+            "depth must be whole vectors": self.depth % self.vec,
+            "a thread may hold at most 32 scores": self.owner * self.walk // self.threads > 32,
+        }
+        for problem, broken in problems.items():
+            if broken:
+                raise ValueError(f"{problem}, got {self}")
+
+    @property
+    def threads(self) -> int:
+        return self.thread_rows * self.lanes
+
+    @property
+    def vec(self) -> int:
+        return 16 // self.item
+
+    @property
+    def item(self) -> int:
+        return 4 if self.acc == "float" else 8
+
+    @property
+    def chunk(self) -> int:
+        """Result columns of a block."""
+        return self.groups * self.lanes * self.vec
+
+    @property
+    def product_bytes(self) -> int:
+        """ProductShared."""
+        operands = (self.owner + self.walk) * (self.depth + self.vec)
+        rows = self.walk * self.lanes * self.vec
+        return self.item * (max(operands, rows) + self.owner * (self.walk + self.vec))
+
+    @property
+    def cpp(self) -> str:
+        numbers = (self.owner, self.walk, self.depth, self.thread_rows, self.lanes, self.groups)
+        return f"FmaTiles<{self.acc}, {', '.join(map(str, numbers))}>"
+
+    def __str__(self) -> str:
+        acc = "f32" if self.acc == "float" else "f64"
+        return f"{acc}_o{self.owner}w{self.walk}d{self.depth}_t{self.thread_rows}x{self.lanes}g{self.groups}"
+
+
+_GENERIC = {  # kernel: source, function, shared struct, walked rows' statistics in shared memory
+    "fwd": ("fwd_generic.cu", "fwd_generic", "ForwardShared", False),
+    "dq": ("bwd_generic.cu", "bwd_dq_generic", "QueryShared", False),
+    "dkv": ("bwd_generic.cu", "bwd_dkv_generic", "KeyShared", True),
+    "dbias": ("bwd_dbias_generic.cu", "bwd_dbias_generic", "BiasShared", False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GenericConfig:
+    """One kernel of the generic family."""
+
+    kernel: Literal["fwd", "dq", "dkv", "dbias"]
+    tiles: Tiles
+    schedule: Schedule
+    features: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "_".join((self.kernel, "generic", str(self.tiles), self.schedule, *self.features))
+
+    @property
+    def threads(self) -> int:
+        return self.tiles.threads
+
+    @property
+    def shared_bytes(self) -> int:
+        stats = 3 * self.tiles.item * self.tiles.walk if _GENERIC[self.kernel][3] else 0
+        segments = 12 * self.tiles.walk // 16 if self.schedule == "list" else 1
+        alignment = 16
+        return -(-(self.tiles.product_bytes + stats + segments) // alignment) * alignment
+
+    def translation_unit(self) -> str:
+        source, function, shared, _ = _GENERIC[self.kernel]
+        hooks = [FEATURES[name] for name in self.features]
+        if "softcap" not in self.features:
+            hooks.insert(0, "Scale")
+        schedule = "ListSchedule" if self.schedule == "list" else "BandSchedule"
+        return (
+            f"#include <{source}>\n"
+            f"using Tiles = {self.tiles.cpp};\n"
+            f"using Schedule = {schedule}<{self.tiles.walk}>;\n"
+            f'static_assert(sizeof({shared}<Tiles, Schedule>) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
+            # One block a multiprocessor will do: without the 1, ptxas spills to make room for one more.
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, 1) {self.name}('
+            "const __grid_constant__ AttentionParams params) {\n"
+            f"    {function}<Tiles, Schedule, Hooks<{', '.join(f'{hook}<Tiles>' for hook in hooks)}>>(params);\n"
+            "}\n"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlainConfig:
+    """A kernel without tiles: ``function<arguments, threads>(params)`` of ``<function>.cu``."""
+
+    function: str
+    params: str
+    arguments: tuple[str, ...] = ()
+    threads: int = 128
+    shared_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return "_".join((self.function, *self.arguments, f"t{self.threads}"))
+
+    def translation_unit(self) -> str:
+        arguments = ", ".join((*self.arguments, str(self.threads)))
+        return (
+            f"#include <{self.function}.cu>\n"
+            f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}('
+            f"const __grid_constant__ {self.params} params) {{\n"
+            f"    {self.function}<{arguments}>(params);\n"
+            "}\n"
+        )
+
+
+ROWS_PER_BLOCK = 32
+FILL = PlainConfig("fill", "FillParams")
+UPLOAD = PlainConfig("upload", "UploadParams")
+SUM_BATCH = PlainConfig("sum_batch", "SumBatchParams")
+SUM_SINKS = PlainConfig("sum_sinks", "SumSinksParams", threads=256, shared_bytes=256 * 8)
+
+
+def rows_config(acc: str) -> PlainConfig:
+    return PlainConfig("bwd_rows", "AttentionParams", (acc, str(ROWS_PER_BLOCK)))
+
+
+def combine_config(acc: str) -> PlainConfig:
+    return PlainConfig("combine", "CombineParams", (acc,))
+
+
+def accumulator(spec: AttentionSpec) -> Literal["float", "double"]:
+    return "double" if spec.dtype == "float64" else "float"
+
+
+def features(spec: AttentionSpec) -> tuple[str, ...]:
+    """The score features that a call compiles in."""
+    operands = dict(spec.operands)
+    used = {
+        "softcap": spec.softcap is not None,
+        "bias": "bias" in operands,
+        "alibi": "alibi_slopes" in operands,
+        "mask": "mask" in operands,
+        "dropout": spec.dropout > 0,
+    }
+    return tuple(name for name in FEATURES if used[name])
+
+
+def real_tiles(acc: Literal["float", "double"], columns: int, most_owner: int) -> Tiles:
+    """256 threads with 4 x 4 scores each (2 x 2 in double), and result chunks of 64 or 128 columns."""
+    wide = columns > 64
+    if acc == "float":
+        return Tiles(acc, min(64, most_owner), 64, 32, 16, 16, 2 if wide else 1)
+    return Tiles(acc, min(32, most_owner), 32, 16, 16, 16, 4 if wide else 2)
+
+
+def small_tiles(acc: Literal["float", "double"], columns: int, most_owner: int) -> Tiles:
+    """For tests: two warps, and tiles that problems of a few dozen rows walk many of."""
+    return Tiles(acc, 16, 32, 16, 16, 4, 1)
+
+
+_table = [real_tiles]
+
+
+@contextmanager
+def use_tiles(which: Literal["real", "small"]) -> Iterator[None]:
+    """Choose the table of tiles for the calls inside; process-wide, for tests."""
+    before = _table[:]
+    _table[:] = [{"real": real_tiles, "small": small_tiles}[which]]
+    try:
+        yield
+    finally:
+        _table[:] = before
+
+
+def tile_table() -> object:
+    """Return what the choice of tiles depends on besides the spec, for keys of caches."""
+    return _table[0]
+
+
+def generic_config(spec: AttentionSpec, kernel: Literal["fwd", "dq", "dkv", "dbias"]) -> GenericConfig:
+    """Choose the configuration of one generic kernel."""
+    columns = {"fwd": spec.v_dim, "dq": spec.head_dim, "dkv": max(spec.head_dim, spec.v_dim), "dbias": 0}[kernel]
+    block = None if spec.block_size is None else spec.block_size[kernel == "dkv"]
+    tiles = _table[0](accumulator(spec), columns, most_owner(kernel, columns, block))
+    return GenericConfig(kernel, tiles, "band" if block is None else "list", features(spec))
+
+
+def most_owner(kernel: str, columns: int, block: int | None) -> int:
+    """Owner rows that a tile may have: within one block of a list, and what registers hold.
+
+    dk and dv are two results: beside the state of a list, wide ones leave registers for half as many rows.
+    """
+    if block is None:
+        return 64
+    return min(block, 32) if kernel == "dkv" and columns > 64 else block

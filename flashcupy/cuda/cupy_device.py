@@ -1,0 +1,280 @@
+"""GPUs through CuPy: the one file that imports it.
+
+CuPy brings memory, streams, loading, launching and a wrapper of NVRTC; no array arithmetic of it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashcupy.arrays import bfloat16, in_device_memory
+from flashcupy.cuda import nvrtc
+from flashcupy.cuda.device import Array, DeviceProperties
+from flashcupy.cuda.environment import LOG, lineinfo
+from flashcupy.foreign import require_plain_tensor
+
+_OLDEST_CUPY = (14, 2)
+_STATIC_LIMIT = 48 << 10  # bytes of shared memory that a launch gets without opting in
+
+# CUresult codes that mean the file and not the state of the device: invalid image, no binary for this GPU, invalid PTX,
+# PTX newer than the driver, no JIT compiler, invalid source, file not found, symbol not found.
+_BAD_FILE = frozenset({200, 209, 218, 221, 222, 300, 301, 500})
+
+
+@functools.cache
+def _cupy() -> Any:
+    """Import CuPy.
+
+    Raises
+    ------
+    ImportError
+        Naming the extra that brings it.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            "arrays on a GPU need CuPy, which cannot be imported: pip install 'flashcupy[cuda13]', or "
+            "'flashcupy[cuda12]' where the driver is for CUDA 12"
+        ) from error
+    if tuple(map(int, re.findall(r"\d+", cupy.__version__)[:2])) < _OLDEST_CUPY:
+        raise ImportError(f"CuPy {cupy.__version__} is installed, expected {'.'.join(map(str, _OLDEST_CUPY))} or newer")
+    return cupy
+
+
+@functools.cache
+def _nvrtc() -> tuple[Any, str]:
+    """CuPy's wrapper of NVRTC, and the version.
+
+    Raises
+    ------
+    ImportError
+        If the library is missing, naming the package that brings it.
+    """
+    cuda = _cupy().cuda
+    try:
+        major, minor = cuda.nvrtc.getVersion()
+    except (ImportError, RuntimeError) as error:  # CuPy looks for the library at the first call
+        package = "nvidia-cuda-nvrtc-cu12" if cuda.runtime.runtimeGetVersion() < 13000 else "nvidia-cuda-nvrtc"
+        raise ImportError(f"kernels are compiled by NVRTC, which CuPy cannot load: pip install {package}") from error
+    return cuda.nvrtc, f"NVRTC {major}.{minor}"
+
+
+def compiler_version() -> str:
+    """Name NVRTC and its version; needs no GPU.
+
+    Raises
+    ------
+    ImportError
+        If CuPy or NVRTC is missing.
+    """
+    return _nvrtc()[1]
+
+
+def known_archs() -> tuple[int, ...]:
+    """What NVRTC compiles for, as 10 * major + minor; needs no GPU. Raises as `compiler_version` does."""
+    return tuple(_nvrtc()[0].getSupportedArchs())
+
+
+def nvrtc_compile(source: str, entry: str, arch: str, include: Path) -> tuple[bytes, nvrtc.Usage | None]:
+    """Compile one translation unit, without a GPU; returns the binary and what the kernel uses.
+
+    Raises
+    ------
+    KernelCompileError
+        If NVRTC refuses the unit or the architecture.
+    ImportError
+        As `compiler_version` does.
+    """
+    options = nvrtc.options_for(arch, include, lineinfo=lineinfo())
+    binary, log = nvrtc.compile_unit(_nvrtc()[0], source, entry, options)
+    used = nvrtc.usage(log)
+    LOG.debug("%s for %s: %s", entry, arch, used or "registers are assigned when it is loaded")
+    return binary, used
+
+
+class CupyDevice:
+    """One GPU; implements `flashcupy.cuda.device.Device`."""
+
+    def __init__(self, ordinal: int) -> None:
+        self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
+
+    @functools.cached_property
+    def properties(self) -> DeviceProperties:
+        """Asked of the driver once.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no such device, or no driver that CuPy can use.
+        ImportError
+            If NVRTC is missing.
+        UnsupportedError
+            If the GPU is too old.
+        """
+        runtime = _cupy().cuda.runtime
+        driver = runtime.driverGetVersion()
+        try:
+            found = runtime.getDeviceProperties(self.ordinal)
+        except runtime.CUDARuntimeError as error:
+            who = "no CUDA driver is installed" if driver == 0 else f"the driver is for CUDA {_dotted(driver)}"
+            needs = f"CuPy is for CUDA {_dotted(runtime.runtimeGetVersion())}"
+            raise RuntimeError(f"{self.name} cannot be used: {who}, {needs} ({error})") from None
+        capability = (found["major"], found["minor"])
+        return DeviceProperties(
+            name=found["name"].decode(),
+            compute_capability=capability,
+            arch=nvrtc.arch_for(capability, known_archs(), compiler_version()),
+            multiprocessors=found["multiProcessorCount"],
+            shared_memory=found["sharedMemPerBlockOptin"],
+            compiler=compiler_version(),
+            driver=_driver_version(driver),
+        )
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return _cupy().cuda.Device(self.ordinal)
+
+    def is_capturing(self) -> bool:
+        return _cupy().cuda.get_current_stream(self.ordinal).is_capturing()
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        with self.scope():
+            return _cupy().empty(shape, dtype)
+
+    def from_host(self, array: np.ndarray) -> Array:
+        # CuPy copies from page-locked memory asynchronously, and may take pageable memory over as it is: hence a copy
+        # that nobody else can change. Flat, because a 0-d array would be filled by a kernel.
+        own = np.array(array, order="C", copy=True)
+        with self.scope():
+            return _cupy().array(own.reshape(-1)).reshape(own.shape)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        with self.scope():
+            return _cupy().asnumpy(array)
+
+    def compile(self, source: str, entry: str, include: Path) -> bytes:
+        return nvrtc_compile(source, entry, self.properties.arch, include)[0]
+
+    def load(self, path: Path, entry: str, shared_bytes: int) -> Any:
+        cupy = _cupy()
+        with self.scope():
+            try:
+                kernel = cupy.RawModule(path=str(path)).get_function(entry)
+            except cupy.cuda.driver.CUDADriverError as error:
+                if error.status in _BAD_FILE:
+                    raise OSError(f"{path} cannot be loaded on {self.name}: {error}") from error
+                raise
+            if shared_bytes > _STATIC_LIMIT:
+                kernel.max_dynamic_shared_size_bytes = shared_bytes
+            return kernel
+
+    def launch(self, kernel: Any, grid: int, block: int, shared_bytes: int, params: bytes | bytearray) -> None:
+        if grid < 1:  # CuPy would launch one block
+            raise ValueError(f"grid is {grid}, expected at least one block")
+        # CuPy passes NumPy arrays of one element by value.
+        by_value = np.frombuffer(params, f"V{len(params)}")
+        kernel((grid,), (block,), (by_value,), shared_mem=shared_bytes)
+
+
+class CupyRuntime:
+    """Arrays in the memory of GPUs; implements `flashcupy.cuda.device.Runtime`."""
+
+    def __init__(self) -> None:
+        self._cupy = _cupy()
+        self._devices: dict[int, CupyDevice] = {}
+
+    def owns(self, x: object) -> bool:
+        return in_device_memory(x)
+
+    def read(self, x: Any, name: str) -> tuple[Array, str]:
+        if isinstance(x, self._cupy.ndarray):
+            return x, "cupy"
+        library = type(x).__module__.partition(".")[0]
+        try:
+            if _is_tensor(x):
+                require_plain_tensor(x, name)
+                return self._read_tensor(x), "torch"
+            if hasattr(x, "__dlpack__"):
+                return self._cupy.from_dlpack(x), "jax" if library in ("jax", "jaxlib") else "cupy"
+            return self._read_interface(x), "cupy"
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            raise
+        except (BufferError, NotImplementedError, RuntimeError, ValueError) as error:
+            kind = f"{library} array of dtype {getattr(x, 'dtype', 'unknown')}"
+            raise TypeError(f"{name} is a {kind} that CuPy cannot view: {error}") from error
+
+    def _read_tensor(self, x: Any) -> Array:
+        torch = sys.modules["torch"]
+        if x.dtype == torch.bfloat16:
+            return self._cupy.from_dlpack(x.view(torch.int16)).view(bfloat16())
+        return self._cupy.from_dlpack(x)
+
+    def _read_interface(self, x: Any) -> Array:
+        pointer = x.__cuda_array_interface__["data"][0]
+        if not pointer:  # no elements, on no device in particular
+            return self._cupy.asarray(x)
+        with self._cupy.cuda.Device(self._cupy.cuda.runtime.pointerGetAttributes(pointer).device):
+            return self._cupy.asarray(x)  # on another device than the current one it would copy
+
+    def write_back(self, array: Array, library: str) -> Any:
+        if library == "cupy":
+            return array
+        # DLPack orders the receiver after the current stream of the current device, whichever the array's is.
+        with self.device_of(array).scope():
+            if library == "jax":
+                return sys.modules["jax"].dlpack.from_dlpack(array)
+            torch = sys.modules["torch"]
+            if array.dtype.name == "bfloat16":
+                return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
+            return torch.from_dlpack(array)
+
+    def is_array(self, array: object) -> bool:
+        return isinstance(array, self._cupy.ndarray)
+
+    def pointer(self, array: Array) -> int:
+        return array.data.ptr
+
+    def empty_like(self, model: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        with self.device_of(model).scope():
+            if model.ndim != len(shape):
+                return self._cupy.empty(shape, dtype)
+            return self._cupy.empty_like(model, dtype=dtype, order="K", shape=shape)
+
+    def device_of(self, array: Array) -> CupyDevice:
+        return self.device(array.data.device_id)
+
+    def device(self, ordinal: int) -> CupyDevice:
+        # One object per device: kernels are remembered by it.
+        return self._devices.get(ordinal) or self._devices.setdefault(ordinal, CupyDevice(ordinal))
+
+    def count(self) -> int:
+        try:
+            return self._cupy.cuda.runtime.getDeviceCount()
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            return 0
+
+
+def _is_tensor(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _driver_version(cuda: int) -> str:
+    """The CUDA version of the driver, and where Linux tells it, the release: another release may compile otherwise."""
+    try:
+        module = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        module = ""
+    release = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", module, re.MULTILINE)
+    return f"CUDA {_dotted(cuda)}" + (f", {release[1]}" if release else "")

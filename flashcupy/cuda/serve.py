@@ -1,0 +1,210 @@
+"""The CUDA backend: `flashcupy.backend.Backend` on the devices of the runtime in use."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flashcupy.arrays import accumulator
+from flashcupy.cuda import families, first_use
+from flashcupy.cuda.calls import Call
+from flashcupy.cuda.fallback import first_that_works
+from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, prepare
+from flashcupy.cuda.plan import Plan
+from flashcupy.results import Explanation
+from flashcupy.spec import AttentionProblem
+
+Array = Any
+
+_plans = PlanCache()
+_GRADIENTS = {"q": "dq", "k": "dk", "v": "dv", "bias": "dbias", "sinks": "dsinks"}
+
+
+class Kept(NamedTuple):
+    """What a forward leaves for its backward.
+
+    ``stats`` (..., H, Sq, 2) are each row's reference and 1 / sum: with them the backward computes the very P that made
+    the output. None where the output was computed elsewhere: then they follow from ``lse``, and carry its rounding.
+    """
+
+    lse: Array
+    stats: Array | None
+
+
+def kept_from_lse(lse: Array) -> Kept:
+    return Kept(lse, None)
+
+
+def forward(problem: AttentionProblem, out: Array, lse: Array, keep: bool) -> Kept | None:
+    """Compute out and lse; see `flashcupy.backend.Backend`."""
+    call = Call(problem)
+    with call.device.scope():
+        kept = Kept(lse, _new_stats(call)) if keep else None
+        _add_results(call, out, lse, None if kept is None else kept.stats)
+        call.add_lists(transposed=False)
+        _ready_forward(call).run(call.device, call.addresses, call.host)
+    return kept
+
+
+def backward(
+    problem: AttentionProblem,
+    out: Array,
+    kept: Kept,
+    dout: Array,
+    dlse: Array | None,
+    grads: dict[str, Array],
+    deterministic: bool,
+) -> None:
+    """Compute gradients; deterministic always: no two blocks add to one element."""
+    if not grads:
+        return
+    call = Call(problem)
+    with call.device.scope():
+        _add_upstream(call, out, kept, dout, dlse)
+        for name, array in grads.items():
+            call.add(_GRADIENTS[name], array)
+        call.add_lists(transposed=False)
+        if "k" in grads or "v" in grads:
+            call.add_lists(transposed=True)
+        _ready_backward(call, tuple(grads)).run(call.device, call.addresses, call.host)
+
+
+def warmup(problem: AttentionProblem, backward: bool) -> None:
+    """Compile, load and check what a call like this needs; nothing is computed."""
+    call = Call(problem)
+    with call.device.scope():
+        call.add_lists(transposed=False)
+        for keep in (False, True):
+            _ready_forward(_standing_in(problem, keep=keep))
+        if backward:
+            call.add_lists(transposed=True)
+            _ready_backward(_standing_in(problem, keep=True, grads=wanted(problem)), wanted(problem))
+
+
+def explain(problem: AttentionProblem) -> Explanation:
+    """Tell what would serve a call, without compiling it."""
+    call = _standing_in(problem, keep=False)
+    family, why = families.choose(problem.spec)
+    plan = family.forward(call.builder(), tails=call.tails)
+    grads = wanted(problem)
+    back = family.backward(_standing_in(problem, keep=True, grads=grads).builder(), grads, tails=call.tails)
+    main = plan.launches[-1] if plan.launches else None
+    uploaded = sum(-(-array.nbytes // 16) * 16 for _, array in call.host)
+    return Explanation(
+        backend="cuda",
+        config="nothing to launch" if main is None else main.config.name,
+        reason=why,
+        threads=0 if main is None else main.config.threads,
+        tasks=0 if main is None else main.grid,
+        workspace_bytes=plan.workspace_bytes + uploaded,
+        backward_workspace_bytes=back.workspace_bytes + uploaded,
+        compiled=is_ready(call.device, plan),
+        spec=problem.spec,
+    )
+
+
+def wanted(problem: AttentionProblem) -> tuple[str, ...]:
+    """Names of all gradients that a call has."""
+    return tuple(name for name in _GRADIENTS if getattr(problem, name) is not None)
+
+
+def _ready_forward(call: Call) -> ReadyPlan:
+    tails = call.tails
+    return _ready(call, ("fwd", tails), lambda family: family.forward(call.builder(), tails=tails), backward=False)
+
+
+def _ready_backward(call: Call, wanted: tuple[str, ...]) -> ReadyPlan:
+    tails = call.tails
+    return _ready(
+        call,
+        ("bwd", wanted, tails),
+        lambda family: family.backward(call.builder(), wanted, tails=tails),
+        backward=True,
+    )
+
+
+def _ready(call: Call, what: tuple[Any, ...], make: Callable[[families.Family], Plan], *, backward: bool) -> ReadyPlan:
+    def attempt(name: str) -> ReadyPlan:
+        plan = make(families.FAMILIES[name])
+        check = functools.partial(first_use.check, call.device, call.problem.spec, backward=backward)
+        return prepare(call.device, plan, call.host, check)
+
+    def first() -> ReadyPlan:
+        return first_that_works(families.able(call.problem.spec), attempt, call.device.name)
+
+    return _plans.get((*what, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first)
+
+
+def _new_stats(call: Call) -> Array:
+    spec = call.problem.spec
+    return call.device.empty((*spec.lse_shape, 2), accumulator(spec.dtype))
+
+
+def _add_results(call: Call, out: Array, lse: Array, stats: Array | None) -> None:
+    call.add("out", out)
+    call.add("lse", lse)
+    if stats is not None:
+        call.add("stats", stats)
+
+
+def _add_upstream(call: Call, out: Array, kept: Kept, dout: Array, dlse: Array | None) -> None:
+    call.add("out", out)
+    if kept.stats is None:
+        call.add("lse", kept.lse)
+    else:
+        call.add("stats", kept.stats)
+    call.add("dout", dout)
+    if dlse is not None:
+        call.add("dlse", dlse)
+
+
+class _Metadata(NamedTuple):
+    """Shape, strides and dtype of an array that need not exist."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype
+
+    @classmethod
+    def like(cls, model: Any, shape: tuple[int, ...], dtype: np.dtype) -> _Metadata:
+        """What `empty_like(order="K")` would allocate."""
+        axes = list(range(len(shape)))
+        if model.ndim == len(shape):
+            axes.sort(key=lambda axis: -abs(model.strides[axis]))
+        strides, step = [0] * len(shape), dtype.itemsize
+        for axis in reversed(axes):
+            strides[axis] = step
+            step *= shape[axis]
+        return cls(shape, tuple(strides), dtype)
+
+
+def _standing_in(problem: AttentionProblem, *, keep: bool, grads: tuple[str, ...] = ()) -> Call:
+    """The call that results allocated by the library would make, with nothing allocated."""
+    spec, call = problem.spec, Call(problem)
+    acc = accumulator(spec.dtype)
+    rows = _Metadata.like(problem.q, spec.lse_shape, acc)
+    out = _Metadata.like(problem.q, spec.out_shape(spec.v_dim), problem.q.dtype)
+    call.add_metadata("out", out)
+    if not grads:
+        call.add_metadata("lse", rows._replace(strides=_packed(spec.lse_shape, acc.itemsize)))
+    if keep:
+        shape = (*spec.lse_shape, 2)
+        call.add_metadata("stats", _Metadata(shape, _packed(shape, acc.itemsize), acc))
+    if grads:
+        call.add_metadata("dout", out)
+    for name in grads:
+        model = getattr(problem, name)
+        call.add_metadata(_GRADIENTS[name], _Metadata.like(model, model.shape, model.dtype))
+    return call
+
+
+def _packed(shape: tuple[int, ...], item: int) -> tuple[int, ...]:
+    strides = []
+    for extent in reversed(shape):
+        strides.append(item)
+        item *= extent
+    return tuple(reversed(strides))

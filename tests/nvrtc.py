@@ -1,0 +1,250 @@
+"""NVRTC without a GPU and without CuPy: what a kernel compiles to, and the registers, spills and shared memory of it.
+
+``python tests/nvrtc.py --help`` prints the table of every configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import os
+import re
+import site
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashcupy.cuda.nvrtc import options_for
+
+KERNELS = Path(__file__).parent.parent / "kernels_cu"
+
+# Where the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc put the library, by major version.
+WHEEL_FOLDERS = {12: "nvidia/cuda_nvrtc/lib", 13: "nvidia/cu13/lib"}
+WHEELS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}
+
+# CUDA C++ Programming Guide, "Compute Capabilities": the most shared memory a block may opt in to.
+SHARED_LIMITS = {
+    "sm_70": 96 << 10,
+    "sm_75": 64 << 10,
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90a": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+}
+REGISTERS = 64 << 10  # of a multiprocessor
+REGISTER_UNIT = 8  # a thread's registers are given out in eights
+
+
+class CompileError(Exception):
+    """NVRTC refused a source; the message is its log."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas reports of one entry; device functions that were not inlined count in."""
+
+    registers: int
+    stack: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
+    static_shared: int = 0
+
+    def registers_of_block(self, threads: int) -> int:
+        """Registers that a block of `threads` occupies."""
+        warps = -(-threads // 32)
+        return -(-self.registers // REGISTER_UNIT) * REGISTER_UNIT * 32 * warps
+
+
+@dataclass(frozen=True)
+class Compiled:
+    cubin: bytes
+    log: str
+    seconds: float
+    usage: dict[str, Usage] = field(default_factory=dict)
+
+
+class Nvrtc:
+    """One libnvrtc."""
+
+    def __init__(self, library: Path) -> None:
+        # NVRTC opens its builtins by name; found only where the loader has them already.
+        for builtins in sorted(library.parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins))
+        self._library = ctypes.CDLL(str(library))
+
+    def version(self) -> tuple[int, int]:
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+        return major.value, minor.value
+
+    def archs(self) -> list[int]:
+        """The architectures it compiles for, as in ``sm_<number>``."""
+        count = ctypes.c_int()
+        self._check(self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+        numbers = (ctypes.c_int * count.value)()
+        self._check(self._library.nvrtcGetSupportedArchs(numbers))
+        return list(numbers)
+
+    def supports(self, arch: str) -> bool:
+        return int(arch.removeprefix("sm_").rstrip("a")) in self.archs()
+
+    def compile(self, source: str, arch: str, options: Sequence[str] = ()) -> Compiled:
+        """Compile a translation unit that includes from kernels_cu/, with the options that the library compiles with.
+
+        Raises
+        ------
+        CompileError
+            With the log.
+        """
+        arguments = [*options_for(arch, KERNELS, lineinfo=False), *options]
+        program = ctypes.c_void_p()
+        create = self._library.nvrtcCreateProgram
+        self._check(create(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
+        try:
+            start = time.perf_counter()
+            encoded = (ctypes.c_char_p * len(arguments))(*[argument.encode() for argument in arguments])
+            status = self._library.nvrtcCompileProgram(program, len(arguments), encoded)
+            seconds = time.perf_counter() - start
+            log = self._bytes("nvrtcGetProgramLog", program).rstrip(b"\0").decode()
+            if status != 0:
+                raise CompileError(f"{arch}: {log}")
+            return Compiled(self._bytes("nvrtcGetCUBIN", program), log, seconds, usage(log))
+        finally:
+            self._check(self._library.nvrtcDestroyProgram(ctypes.byref(program)))
+
+    def _bytes(self, getter: str, program: ctypes.c_void_p) -> bytes:
+        size = ctypes.c_size_t()
+        self._check(getattr(self._library, f"{getter}Size")(program, ctypes.byref(size)))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self._library, getter)(program, buffer))
+        return buffer.raw
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
+            raise RuntimeError(f"NVRTC: {self._library.nvrtcGetErrorString(status).decode()}")
+
+
+@functools.cache
+def load(major: int) -> Nvrtc:
+    """Load the NVRTC of a major version from its wheel.
+
+    Raises
+    ------
+    ImportError
+        Naming the wheel that is missing.
+    """
+    for folder in [*site.getsitepackages(), *sys.path]:
+        library = Path(folder) / WHEEL_FOLDERS[major] / f"libnvrtc.so.{major}"
+        if library.exists():
+            return Nvrtc(library)
+    raise ImportError(f"libnvrtc.so.{major} was not found: pip install {WHEELS[major]}")
+
+
+def usage(log: str) -> dict[str, Usage]:
+    """Read the log of ``--ptxas-options=-v`` by entry."""
+    parts = re.split(r"Compiling entry function '(\w+)' for '\w+'", log)
+    return {name: _usage_of_entry(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _usage_of_entry(text: str) -> Usage:
+    def numbers(pattern: str) -> list[int]:
+        return [int(number) for number in re.findall(pattern, text)]
+
+    return Usage(
+        registers=max(numbers(r"Used (\d+) registers")),
+        stack=max(numbers(r"(\d+) bytes (?:stack frame|cumulative stack size)"), default=0),
+        spill_stores=sum(numbers(r"(\d+) bytes spill stores")),
+        spill_loads=sum(numbers(r"(\d+) bytes spill loads")),
+        static_shared=max(numbers(r"(\d+) bytes smem"), default=0),
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration on one architecture."""
+
+    name: str
+    arch: str
+    threads: int
+    usage: Usage
+    shared_bytes: int
+    cubin_bytes: int
+    seconds: float
+
+    def faults(self, spills_allowed: bool = False) -> list[str]:
+        """What keeps the kernel from a launch, or from being quick."""
+        found = []
+        if (block := self.usage.registers_of_block(self.threads)) > REGISTERS:
+            found.append(f"{block} registers a block, of {REGISTERS}")
+        if (shared := self.shared_bytes + self.usage.static_shared) > SHARED_LIMITS[self.arch]:
+            found.append(f"{shared} bytes of shared memory, of {SHARED_LIMITS[self.arch]}")
+        if not spills_allowed and self.usage.spill_stores + self.usage.spill_loads:
+            found.append(f"spills {self.usage.spill_stores} + {self.usage.spill_loads} bytes")
+        return [f"{self.name} on {self.arch}: {fault}" for fault in found]
+
+
+def compile_config(nvrtc: Nvrtc, config: Any, arch: str) -> Row:
+    """Compile one configuration of flashcupy.cuda; `config` has name, threads, shared_bytes, translation_unit()."""
+    compiled = nvrtc.compile(config.translation_unit(), arch)
+    if list(compiled.usage) != [config.name]:
+        raise CompileError(
+            f"{config.name}: the translation unit has the entries {list(compiled.usage)}, expected its name"
+        )
+    found = compiled.usage[config.name]
+    size = len(compiled.cubin)
+    return Row(config.name, arch, config.threads, found, config.shared_bytes, size, compiled.seconds)
+
+
+def compile_all(nvrtc: Nvrtc, configs: Sequence[Any], arch: str) -> list[Row]:
+    """Compile on every core; NVRTC leaves the interpreter lock alone meanwhile."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda config: compile_config(nvrtc, config, arch), configs))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay the rows out as text; the last line sums them up."""
+    width = max((len(row.name) for row in rows), default=0)
+    header = f"{'kernel':{width}}  arch    threads  registers  stack  spills  shared    cubin  seconds"
+    lines = [
+        f"{row.name:{width}}  {row.arch:6}  {row.threads:7}  {row.usage.registers:9}  {row.usage.stack:5}"
+        f"  {row.usage.spill_stores + row.usage.spill_loads:6}  {row.shared_bytes + row.usage.static_shared:6}"
+        f"  {row.cubin_bytes:7}  {row.seconds:7.2f}"
+        for row in rows
+    ]
+    total = sum(row.seconds for row in rows)
+    spilling = sum(row.usage.spill_stores > 0 for row in rows)
+    slowest = max((row.seconds for row in rows), default=0.0)
+    summary = f"{len(rows)} kernels, {spilling} spill, {total:.0f} s to compile, the slowest {slowest:.2f} s"
+    return "\n".join([header, *lines, summary])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile configurations with NVRTC and print what they use.")
+    parser.add_argument(
+        "which", nargs="?", choices=("plain", "all"), default="plain", help="without options, or with all"
+    )
+    parser.add_argument("--arch", nargs="+", choices=SHARED_LIMITS, default=["sm_80", "sm_90a", "sm_120"])
+    parser.add_argument("--nvrtc", type=int, choices=WHEELS, default=12, help="major version (default: 12)")
+    parser.add_argument("--match", default="", help="only kernels whose name matches this regular expression")
+    parser.add_argument("--output", type=Path, help="write the table here as well")
+    arguments = parser.parse_args()
+    from flashcupy.cuda.matrix import compile_configs
+
+    configs = [config for config in compile_configs(arguments.which) if re.search(arguments.match, config.name)]
+    rows = [row for arch in arguments.arch for row in compile_all(load(arguments.nvrtc), configs, arch)]
+    text = table(rows)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

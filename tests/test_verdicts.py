@@ -1,0 +1,377 @@
+"""First-use checks: each binary once per GPU and driver, and no second chance for what died."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_device import PROPERTIES, FakeDevice
+
+from flashcupy.cuda import cache, processes, verdicts
+from flashcupy.cuda.compile import LoadedKernel
+from flashcupy.errors import FirstUseError, KernelCompileError, UnsupportedError
+
+DEVICE = FakeDevice()
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    return make_kernel(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    monkeypatch.delenv("FLASHCUPY_CHECK", raising=False)
+    new_process(monkeypatch)
+
+
+def new_process(monkeypatch):
+    """Forget what this process knows."""
+    monkeypatch.setattr(verdicts, "_good", set())
+    monkeypatch.setattr(verdicts, "_unwritten", {})
+
+
+def make_kernel(folder, name="fwd_fake", digest="d0" * 32):
+    return LoadedKernel(name, 128, 0, None, digest, folder / f"{digest[:32]}.bin")
+
+
+class Check:
+    """What `run` does, counted."""
+
+    def __init__(self, outcome=None):
+        self.outcome, self.calls = outcome, 0
+
+    def __call__(self):
+        self.calls += 1
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+def verdict_files(folder):
+    return sorted(folder.glob("*.verdict"))
+
+
+def test_a_good_kernel_is_checked_once_and_the_verdict_outlives_the_process(kernel, monkeypatch, tmp_path):
+    check = Check()
+    assert not verdicts.is_checked(DEVICE, [kernel])
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    new_process(monkeypatch)
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == 1
+    assert verdicts.is_checked(DEVICE, [kernel])
+    (path,) = verdict_files(tmp_path)
+    facts = json.loads(path.read_text())
+    assert (facts["verdict"], facts["kernel"], facts["gpu"]) == ("good", "fwd_fake", "Fake GPU")
+
+
+@pytest.mark.parametrize("change", ["binary", "gpu", "driver"])
+def test_a_verdict_is_for_one_binary_gpu_and_driver(kernel, tmp_path, change):
+    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    device, other = DEVICE, kernel
+    if change == "binary":
+        other = make_kernel(tmp_path, digest="e1" * 32)
+    else:
+        field = {"gpu": "name", "driver": "driver"}[change]
+        device = FakeDevice(properties=replace(PROPERTIES, **{field: "another"}))
+    check = Check()
+    verdicts.ensure_checked(device, [other], check)
+    assert check.calls == 1
+    assert len(verdict_files(tmp_path)) == 2
+
+
+def test_a_failed_kernel_is_refused_until_the_file_is_deleted(kernel, monkeypatch, tmp_path):
+    check = Check("row 3 is off by 0.5")
+    for _ in range(2):
+        with pytest.raises(FirstUseError, match=r"kernel fwd_fake .* on Fake GPU: row 3 is off by 0\.5") as caught:
+            verdicts.ensure_checked(DEVICE, [kernel], check)
+        new_process(monkeypatch)
+    assert check.calls == 1
+    error = caught.value
+    assert (error.kernel, error.reason) == ("fwd_fake", "row 3 is off by 0.5")
+    assert [Path(error.verdict_path)] == verdict_files(tmp_path)
+    assert f"delete {error.verdict_path}" in str(error)
+    with pytest.raises(FirstUseError):
+        verdicts.is_checked(DEVICE, [kernel])
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+    Path(error.verdict_path).unlink()
+    verdicts.ensure_checked(DEVICE, [kernel], Check())
+
+
+def test_a_cuda_error_during_the_check_is_a_failure(kernel):
+    error = RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+    with pytest.raises(FirstUseError, match="RuntimeError: CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
+        verdicts.ensure_checked(DEVICE, [kernel], Check(error))
+    assert caught.value.__cause__ is error
+    with pytest.raises(FirstUseError):
+        verdicts.ensure_checked(DEVICE, [kernel], Check())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), MemoryError(), KernelCompileError("other", (), ""), UnsupportedError(), TypeError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_the_kernels_fault_leaves_no_verdict(kernel, tmp_path, error):
+    with pytest.raises(type(error)):
+        verdicts.ensure_checked(DEVICE, [kernel], Check(error))
+    assert verdict_files(tmp_path) == []
+    check = Check()
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == 1
+
+
+def test_one_run_serves_all_kernels_that_lack_a_verdict(kernel, tmp_path):
+    others = [make_kernel(tmp_path, name, digest * 32) for name, digest in (("combine", "e1"), ("lists", "f2"))]
+    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    check = Check("wrong")
+    with pytest.raises(FirstUseError, match="kernel combine, lists failed") as caught:
+        verdicts.ensure_checked(DEVICE, [kernel, *others], check)
+    assert check.calls == 1
+    for path in caught.value.verdict_path.split():
+        Path(path).unlink()
+    assert len(verdict_files(tmp_path)) == 1
+    verdicts.ensure_checked(DEVICE, [kernel, *others], Check())
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["kept", "in memory"])
+def test_a_family_that_fails_does_not_condemn_the_helpers_it_shares(kernel, tmp_path, monkeypatch, written):
+    """The next family's check clears the helper, and then the blame of the first is certain."""
+    generic, helper = (
+        make_kernel(tmp_path, name, digest * 32) for name, digest in (("generic", "e1"), ("lists", "f2"))
+    )
+    if not written:
+        refuse_writing(monkeypatch)
+    with pytest.raises(FirstUseError):
+        verdicts.ensure_checked(DEVICE, [kernel, helper], Check("wrong"))
+    refused = Check()
+    with pytest.raises(FirstUseError):
+        verdicts.ensure_checked(DEVICE, [kernel, helper], refused)
+
+    clearing = Check()
+    verdicts.ensure_checked(DEVICE, [generic, helper], clearing)
+    assert clearing.calls == 1
+    for asked_for in ([kernel, helper], [kernel], [kernel, generic]):
+        with pytest.raises(FirstUseError, match="kernel fwd_fake failed"):
+            verdicts.ensure_checked(DEVICE, asked_for, refused)
+    assert refused.calls == 0
+    if written:
+        new_process(monkeypatch)
+        with pytest.raises(FirstUseError, match="kernel fwd_fake failed"):
+            verdicts.ensure_checked(DEVICE, [kernel, helper], refused)
+
+
+def test_a_helper_that_is_to_blame_fails_every_family(kernel, tmp_path):
+    generic, helper = (
+        make_kernel(tmp_path, name, digest * 32) for name, digest in (("generic", "e1"), ("lists", "f2"))
+    )
+    for main in (kernel, generic):
+        with pytest.raises(FirstUseError):
+            verdicts.ensure_checked(DEVICE, [main, helper], Check("wrong"))
+    for main in (kernel, generic):
+        with pytest.raises(FirstUseError):
+            verdicts.ensure_checked(DEVICE, [main, helper], Check())
+        verdicts.ensure_checked(DEVICE, [main], Check())  # alone it is not known to be bad
+
+
+def test_the_marker_is_there_while_the_check_runs(kernel, tmp_path):
+    def run():
+        (path,) = verdict_files(tmp_path)
+        assert json.loads(path.read_text())["verdict"] == "checking"
+
+    verdicts.ensure_checked(DEVICE, [kernel], run)
+
+
+def test_a_check_may_use_the_kernels_it_checks_and_check_others(kernel, tmp_path):
+    other, inner = make_kernel(tmp_path, "combine", "e1" * 32), Check()
+
+    def run():
+        verdicts.ensure_checked(DEVICE, [kernel], lambda: pytest.fail("would never end"))
+        verdicts.ensure_checked(DEVICE, [kernel, other], inner)
+
+    verdicts.ensure_checked(DEVICE, [kernel], run)
+    assert inner.calls == 1
+
+
+def test_threads_that_race_check_once(kernel):
+    calls, start = [], threading.Barrier(6)
+
+    def ask():
+        start.wait()
+        verdicts.ensure_checked(DEVICE, [kernel], lambda: calls.append(time.sleep(0.05)))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+CHECKER = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fake_device import FakeDevice
+from test_verdicts import make_kernel
+from flashcupy.cuda import verdicts
+def run():
+    print("checking", flush=True)
+    sys.stdin.readline()
+    {end}
+verdicts.ensure_checked(FakeDevice(), [make_kernel(Path({folder!r}))], run)
+"""
+
+
+def start_checker(folder, end="return None"):
+    code = CHECKER.format(tests=str(Path(__file__).parent), folder=str(folder), end=end)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "checking\n"
+    return process
+
+
+@pytest.mark.parametrize("death", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
+def test_a_process_that_died_during_its_check_condemns_the_kernel(kernel, tmp_path, death):
+    process = start_checker(tmp_path, death)
+    process.communicate("go\n", timeout=60)
+    check = Check()
+    for _ in range(2):
+        with pytest.raises(FirstUseError, match=f"process {process.pid} died while it checked the kernel; delete"):
+            verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == 0
+
+
+def test_a_live_process_that_checks_does_not(kernel, tmp_path, monkeypatch):
+    process = start_checker(tmp_path)
+    try:
+        check = Check()
+        verdicts.ensure_checked(DEVICE, [kernel], check)
+        assert check.calls == 1
+    finally:
+        process.communicate("go\n", timeout=60)
+    assert process.returncode == 0
+    new_process(monkeypatch)
+    assert verdicts.is_checked(DEVICE, [kernel])
+
+
+def marker(folder, kernel, monkeypatch, **process):
+    """The file that a process with this identity would have left."""
+    identity = {**processes.this_process(), **process}
+    with monkeypatch.context() as patch:
+        patch.setattr(verdicts, "this_process", lambda: identity)
+        patch.setattr(Path, "unlink", lambda path: None)  # killed, it could not take its marker back
+        with pytest.raises(SystemExit):
+            verdicts.ensure_checked(DEVICE, [kernel], Check(SystemExit()))
+    (path,) = verdict_files(folder)
+    assert json.loads(path.read_text())["verdict"] == "checking"
+
+
+def test_a_marker_of_another_host_says_nothing(kernel, tmp_path, monkeypatch):
+    marker(tmp_path, kernel, monkeypatch, host="elsewhere", pid=1, started="long ago")
+    check = Check()
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux's /proc tells when a process started")
+def test_a_later_process_of_the_same_number_is_another_one(kernel, tmp_path, monkeypatch):
+    marker(tmp_path, kernel, monkeypatch, started="before the last boot")
+    with pytest.raises(FirstUseError, match="died"):
+        verdicts.ensure_checked(DEVICE, [kernel], Check())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zombies are told from Linux's /proc")
+def test_a_dead_process_that_nobody_waited_for_is_dead(kernel, tmp_path):
+    process = start_checker(tmp_path, "os._exit(3)")
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and still has its number
+    try:
+        with pytest.raises(FirstUseError, match="died"):
+            verdicts.ensure_checked(DEVICE, [kernel], Check())
+    finally:
+        process.wait()
+        process.stdout.close()
+
+
+def test_without_start_times_the_number_decides(monkeypatch):
+    monkeypatch.setattr(processes, "_started", lambda pid: "")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert processes.is_dead({**processes.this_process(), "pid": gone.pid})
+    assert not processes.is_dead(processes.this_process())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verdict": "checking"}', b'{"verdict": "fine"}'])
+def test_a_file_that_is_no_verdict_is_checked_again(kernel, tmp_path, monkeypatch, content):
+    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    verdict_files(tmp_path)[0].write_bytes(content)
+    new_process(monkeypatch)
+    check = Check()
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == 1
+
+
+def refuse_writing(monkeypatch):
+    def refuse(path, content):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(cache, "write", refuse)
+
+
+@pytest.mark.parametrize("outcome", [None, "wrong"])
+def test_an_unwritable_folder_keeps_verdicts_in_memory(kernel, monkeypatch, outcome):
+    refuse_writing(monkeypatch)
+    check = Check(outcome)
+    for _ in range(2):
+        if outcome is None:
+            verdicts.ensure_checked(DEVICE, [kernel], check)
+        else:
+            with pytest.raises(FirstUseError, match="wrong; a new process checks it again"):
+                verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == 1
+
+
+def test_what_the_project_vouches_for_is_not_checked(kernel, monkeypatch, tmp_path):
+    monkeypatch.setattr(verdicts, "_vouched", lambda: {(kernel.digest, "Fake GPU")})
+    verdicts.ensure_checked(DEVICE, [kernel], Check("never run"))
+    assert verdict_files(tmp_path) == []
+    check = Check()
+    verdicts.ensure_checked(FakeDevice(properties=replace(PROPERTIES, name="Another GPU")), [kernel], check)
+    assert check.calls == 1
+
+
+def test_the_vouched_list_that_ships_can_be_read():
+    verdicts._vouched.cache_clear()
+    for binary, gpu in verdicts._vouched():
+        assert len(binary) == 64
+        assert gpu
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [(None, "first-use"), ("first-use", "first-use"), ("0", "off"), ("off", "off"), ("1", "values")],
+)
+def test_modes(kernel, monkeypatch, value, mode):
+    if value is not None:
+        monkeypatch.setenv("FLASHCUPY_CHECK", value)
+    assert verdicts.check_mode() == mode
+    check = Check()
+    verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert check.calls == (mode != "off")
+
+
+def test_an_unknown_mode_is_named(monkeypatch):
+    monkeypatch.setenv("FLASHCUPY_CHECK", "always")
+    with pytest.raises(ValueError, match="FLASHCUPY_CHECK is 'always', expected one of first-use, 0, off, 1"):
+        verdicts.check_mode()
