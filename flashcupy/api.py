@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashcupy import build, cpu, dispatch
+from flashcupy import build, dispatch
 from flashcupy.options import Options
 from flashcupy.residuals import AttentionResiduals
 from flashcupy.results import AttentionGrads, Explanation
@@ -69,6 +69,7 @@ def attention(
         makes it nothing or everything); survivors are scaled up.
     seed : int or (int, int) or uint64 array of 2, optional
         (seed, offset) of the dropout mask, a pure function of them, batch entry, head, row and column. None draws one.
+        Kernels read an array on a device when they run, so that a replayed CUDA graph can draw anew.
     q_lengths, kv_lengths : int array, broadcastable to the batch dims, optional
         Used rows of q and of k, v (int32 or int64). Rows beyond them are never read.
     precision : {"highest", "tf32"}
@@ -81,7 +82,8 @@ def attention(
     Returns
     -------
     out : array (..., Hq, Sq, Dv)
-        q's dtype, memory order and library (NumPy, torch or JAX). Without head axis if q, k and v are all 2-D.
+        q's dtype, memory order, device and library (NumPy, CuPy, torch or JAX). Without head axis if q, k and v are all
+        2-D.
     lse : array (..., Hq, Sq), only if `return_lse`
         float32; float64 for float64 inputs.
 
@@ -90,7 +92,7 @@ def attention(
     TypeError, ValueError
         For arguments that do not fit, before anything is computed. The message names the argument.
     UnsupportedError
-        For arrays outside host memory.
+        For arrays that are neither in host memory nor on a CUDA device.
 
     See Also
     --------
@@ -101,6 +103,10 @@ def attention(
     Notes
     -----
     Tiling with an online softmax: Dao et al., FlashAttention (2022) and FlashAttention-2 (2023).
+
+    All arrays are on one device, except that `alibi_slopes`, `sinks`, `seed` and lengths may be on the host where q is
+    on a GPU. What is in GPU memory is never read back: lengths there are clamped by the kernels instead of checked.
+    ``FLASHCUPY_CHECK=1`` has them checked all the same, which waits for the device.
 
     Examples
     --------
@@ -115,8 +121,8 @@ def attention(
     True
     """
     problem = build.dense_problem(q, k, v, Options.of(locals()))
-    residuals = dispatch.run_forward(problem, (q, k, v), out)
-    return (residuals.out, residuals.lse) if return_lse else residuals.out
+    out, lse = dispatch.compute(problem, out)
+    return (out, lse) if return_lse else out
 
 
 def attention_fwd(
@@ -279,7 +285,7 @@ def explain(
     'numpy'
     """
     q, k, v = arrays_or_standins(q, k, v)
-    return cpu.explain(build.dense_problem(q, k, v, Options.of(locals())))
+    return dispatch.explain(build.dense_problem(q, k, v, Options.of(locals())))
 
 
 def warmup(
@@ -326,4 +332,4 @@ def warmup(
     >>> fc.warmup(shape, shape, shape, causal=True, backward=True)
     """
     q, k, v = arrays_or_standins(q, k, v)
-    build.dense_problem(q, k, v, Options.of(locals()))
+    dispatch.warmup(build.dense_problem(q, k, v, Options.of(locals())), backward)

@@ -1,25 +1,34 @@
-"""Arrays in and out: any CPU producer is viewed as NumPy without a copy, results go back in the same library.
+"""Arrays in and out: any producer is viewed without a copy, results go back in the same library.
 
-Everything past this module sees `numpy.ndarray` only. NumPy has no bfloat16 and its DLPack reader refuses it, so
-bfloat16 tensors cross as 16-bit integers and are re-labelled with ml_dtypes' dtype.
+Everything past this module sees two kinds of arrays only: `numpy.ndarray`, and arrays of the runtime behind
+`flashcupy.cuda.device`, whose metadata is like NumPy's and whose values are out of reach. NumPy has no bfloat16 and its
+DLPack reader refuses it, so bfloat16 tensors cross as 16-bit integers and are re-labelled with ml_dtypes' dtype.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Iterable
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
 from flashcupy.errors import UnsupportedError
+from flashcupy.foreign import require_plain_tensor
+
+if TYPE_CHECKING:
+    from flashcupy.cuda.device import Runtime
+
+Array = Any  # a numpy.ndarray, or an array of the runtime
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+HOST = "cpu"
 _CPU_DLPACK_DEVICES = (1,)  # kDLCPU
-# np.shares_memory solves a Diophantine problem; this bounds it, and what stays undecided counts as overlap.
-_OVERLAP_WORK = 100_000
+_CUDA_DLPACK_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _JAX_ALIGNMENT = 64
+# The runtime's own classes, noted when the first array comes: asking each for its interface would cost microseconds.
+_device_classes: set[type] = set()
 
 
 def bfloat16() -> np.dtype:
@@ -31,47 +40,96 @@ def bfloat16() -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16)
 
 
+@functools.lru_cache(64)
+def dtype_name(dtype: np.dtype) -> str:
+    """``dtype.name``, which NumPy puts together anew, in over a microsecond, each time it is asked."""
+    return dtype.name
+
+
 def accumulator(dtype: np.dtype | str) -> np.dtype:
     """Return the dtype that sums are kept in: float64 for float64, float32 for everything else."""
     return np.dtype(np.float64 if str(dtype) == "float64" else np.float32)
 
 
-def read(x: Any, name: str) -> tuple[np.ndarray, str]:
-    """View `x` as a NumPy array, without a copy, and tell which library it came from.
+@functools.cache
+def _device_module() -> Any:
+    import flashcupy.cuda.device
+
+    return flashcupy.cuda.device
+
+
+def runtime() -> Runtime:
+    """Return the runtime of device arrays; the first call imports CuPy, unless another runtime is installed."""
+    return _device_module().runtime()
+
+
+def on_host(array: Array) -> bool:
+    """Whether an array that `read` returned is NumPy's."""
+    return isinstance(array, np.ndarray)
+
+
+def device_name(array: Array) -> str:
+    """Where an array that `read` returned lives: "cpu", or the device's name, such as "cuda:0"."""
+    return HOST if isinstance(array, np.ndarray) else runtime().device_of(array).name
+
+
+def in_device_memory(x: Any) -> bool:
+    """Whether `x`, of whatever library, is in the memory of a CUDA device; imports nothing."""
+    if isinstance(x, np.ndarray):
+        return False
+    if type(x) in _device_classes:
+        return True
+    if _is_instance_of(x, "torch", "Tensor"):
+        return x.device.type == "cuda" and sys.modules["torch"].version.hip is None
+    if _is_instance_of(x, "jax", "Array"):
+        return not isinstance(x, sys.modules["jax"].core.Tracer) and _jax_on_cuda(x)
+    if hasattr(x, "__dlpack_device__"):
+        return x.__dlpack_device__()[0] in _CUDA_DLPACK_DEVICES
+    return hasattr(x, "__cuda_array_interface__")
+
+
+def read(x: Any, name: str) -> tuple[Array, str]:
+    """View `x` as an array of NumPy or of the device runtime, without a copy, and tell which library it came from.
 
     Returns
     -------
-    array : numpy.ndarray
-    library : {"numpy", "torch", "jax"}
-        Where results go back to. Other DLPack producers, and Python sequences, answer "numpy".
+    array : numpy.ndarray, or an array of the runtime for what is in the memory of a CUDA device
+    library : {"numpy", "torch", "jax", ...}
+        Where results go back to. Other DLPack producers, and Python sequences, answer "numpy"; on a device they answer
+        with the runtime's own library, "cupy".
 
     Raises
     ------
     TypeError
         For masked arrays, for tensors that record gradients and for values that a tracer stands for.
     UnsupportedError
-        For arrays that are not in host memory.
+        For arrays that are neither in host memory nor in that of a CUDA device.
     """
     if isinstance(x, np.ndarray):
         if isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array, expected a plain array: fill it, and pass the pattern as mask=")
         return np.asarray(x), "numpy"
+    if in_device_memory(x):
+        array, library = runtime().read(x, name)
+        if array is x:
+            _device_classes.add(type(x))
+        return array, library
     if _is_instance_of(x, "torch", "Tensor"):
         return _read_torch(x, name), "torch"
     if _is_instance_of(x, "jax", "Array"):
         return _read_jax(x, name), "jax"
     if hasattr(x, "__dlpack_device__"):
         return _read_dlpack(x, name), "numpy"
-    if hasattr(x, "__cuda_array_interface__"):
-        _refuse("a CUDA device", name)
     try:
         return np.asarray(x), "numpy"
     except ValueError as error:
         raise TypeError(f"{name} is a {type(x).__name__} that makes no array: {error}") from None
 
 
-def write_back(array: np.ndarray, library: str) -> Any:
+def write_back(array: Array, library: str) -> Any:
     """Hand `array` over as an array of `library`, sharing its memory where the library can."""
+    if not isinstance(array, np.ndarray):
+        return runtime().write_back(array, library)
     if library == "torch":
         torch = sys.modules["torch"]
         if array.dtype.name == "bfloat16":
@@ -82,29 +140,26 @@ def write_back(array: np.ndarray, library: str) -> Any:
     return array
 
 
-def read_float(x: Any, name: str) -> tuple[np.ndarray, str]:
-    """`read`, and require one of the four floating dtypes."""
-    array, library = read(x, name)
-    require_float(array, name)
-    return array, library
-
-
-def require_float(array: np.ndarray, name: str) -> None:
-    if array.dtype.name not in FLOAT_DTYPES:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
-
-
-def native(array: np.ndarray) -> np.dtype:
+def native(array: Array) -> np.dtype:
     """The dtype that results modelled on `array` have: its own, in native byte order."""
-    return array.dtype.newbyteorder("=")
+    return array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
 
 
-def empty_like(model: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, library: str) -> np.ndarray:
+def empty_like(model: Array, shape: tuple[int, ...], dtype: np.dtype, library: str) -> Array:
     """Allocate `shape` in the memory order of `model`, so that a transposed view's owner gets his own layout back."""
+    if not isinstance(model, np.ndarray):
+        return runtime().empty_like(model, shape, dtype)
     if library == "jax":
         return _empty_aligned(shape, dtype)
     order: Literal["K", "C"] = "K" if model.ndim == len(shape) else "C"
     return np.empty_like(model, dtype=dtype, order=order, subok=False, shape=shape)
+
+
+def empty(model: Array, shape: tuple[int, ...], dtype: np.dtype, library: str) -> Array:
+    """Allocate `shape` in row-major order where `model` lives."""
+    if not isinstance(model, np.ndarray):
+        return runtime().device_of(model).empty(shape, dtype)
+    return _empty_aligned(shape, dtype) if library == "jax" else np.empty(shape, dtype)
 
 
 def _empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -115,39 +170,10 @@ def _empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def read_output(x: Any, name: str, library: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> np.ndarray:
-    """View an array that results will be written into."""
-    if not hasattr(x, "__dlpack__"):
-        raise TypeError(f"{name} is a {type(x).__name__}, expected an array that can be written to")
-    array, own = read(x, name)
-    if own != library:
-        raise TypeError(f"{name} is a {own} array and the inputs are {library} ones, expected one library")
-    require(array, name, shape, dtypes)
-    if library == "jax" or not array.flags.writeable:
-        raise TypeError(f"{name} is an immutable {own} array, expected memory that can be written to")
-    if any(stride == 0 and extent > 1 for stride, extent in zip(array.strides, array.shape, strict=True)):
-        raise ValueError(f"{name} is a broadcast view (strides {array.strides}), expected memory of its own")
-    return array
-
-
-def require(array: np.ndarray, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-    if array.dtype.name not in dtypes:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected {' or '.join(dtypes)}")
-
-
-def require_no_overlap(array: np.ndarray, name: str, others: Iterable[tuple[str, np.ndarray | None]]) -> None:
-    for other_name, other in others:
-        if other is not None and _overlaps(array, other):
-            raise ValueError(f"{name} shares memory with {other_name}, expected memory of its own")
-
-
-def _overlaps(a: np.ndarray, b: np.ndarray) -> bool:
-    try:
-        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]  # the stub knows only -1 and 0
-    except np.exceptions.TooHardError:
-        return True
+def require_float(array: Any, name: str) -> None:
+    """Check the dtype of an array, or of anything else that has one."""
+    if dtype_name(array.dtype) not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected one of {', '.join(FLOAT_DTYPES)}")
 
 
 def _is_instance_of(x: Any, module: str, name: str) -> bool:
@@ -157,20 +183,21 @@ def _is_instance_of(x: Any, module: str, name: str) -> bool:
 
 
 def _refuse(device: str, name: str) -> NoReturn:
-    raise UnsupportedError(f"{name} lives on {device}; this version of flashcupy computes on host memory only")
+    raise UnsupportedError(f"{name} lives on {device}; flashcupy computes in host memory and on CUDA devices")
+
+
+def _jax_on_cuda(x: Any) -> bool:
+    """JAX calls CUDA and ROCm devices "gpu" both; DLPack tells them apart, and refuses arrays of several devices."""
+    devices = x.devices()
+    on_gpu = len(devices) == 1 and all(device.platform in ("gpu", "cuda") for device in devices)
+    return on_gpu and x.__dlpack_device__()[0] in _CUDA_DLPACK_DEVICES
 
 
 def _read_torch(x: Any, name: str) -> np.ndarray:
     torch = sys.modules["torch"]
-    if x.requires_grad:
-        raise TypeError(
-            f"{name} is a torch tensor that requires grad, which flashcupy does not record: pass {name}.detach(), and "
-            "call attention_fwd and attention_bwd from a torch.autograd.Function"
-        )
+    require_plain_tensor(x, name)
     if x.device.type != "cpu":
-        _refuse(str(x.device), name)
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} is a torch tensor of layout {x.layout}, expected torch.strided")
+        _refuse(f"{x.device} of ROCm" if x.device.type == "cuda" else str(x.device), name)
     try:
         if x.dtype == torch.bfloat16:
             return x.view(torch.int16).numpy().view(bfloat16())

@@ -1,34 +1,36 @@
-"""From a validated problem to results: allocate or check outputs, let the backend compute, hand results back.
-
-A backend is two functions, forward and backward on a problem. There is one so far, NumPy's; it is chosen by where the
-arrays live.
-"""
+"""From a validated problem to results: allocate or check outputs, let the backend compute, hand results back."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from flashcupy import arrays, cpu, outputs
+from flashcupy import arrays, backend, outputs
+from flashcupy.overlap import require_no_overlap
 from flashcupy.residuals import AttentionResiduals
-from flashcupy.results import AttentionGrads
+from flashcupy.results import AttentionGrads, Explanation
 from flashcupy.spec import AttentionProblem
 
 
-def run_forward(
-    problem: AttentionProblem, inputs: tuple[Any, Any, Any], out: Any, lse_out: Any = None
-) -> AttentionResiduals:
-    """Compute out and lse; `inputs` are the caller's own q, k, v, for the residuals."""
-    out_array = outputs.out_array(problem, out)
-    lse_array = outputs.lse_array(problem, lse_out)
+def compute(problem: AttentionProblem, out: Any) -> tuple[Any, Any]:
+    """Return out and lse."""
+    out_array, lse_array = outputs.out_array(problem, out), outputs.lse_array(problem, None)
+    backend.serving(problem.spec.device).forward(problem, out_array, lse_array, keep=False)
+    return _handed(out_array, problem, out), arrays.write_back(lse_array, problem.library)
+
+
+def run_forward(problem: AttentionProblem, inputs: tuple[Any, Any, Any], out: Any, lse_out: Any) -> AttentionResiduals:
+    """Compute out and lse, and keep what a backward needs; `inputs` are the caller's own q, k, v."""
+    out_array, lse_array = outputs.out_array(problem, out), outputs.lse_array(problem, lse_out)
     if out is not None and lse_out is not None:
-        arrays.require_no_overlap(out_array, "out", [("lse_out", lse_array)])
-    kept = cpu.forward(problem, out_array, lse_array)
+        require_no_overlap(out_array, "out", [("lse_out", lse_array)])
+    kept = backend.serving(problem.spec.device).forward(problem, out_array, lse_array, keep=True)
     return AttentionResiduals(
         *inputs,
-        out=arrays.write_back(out_array, problem.library) if out is None else out,
-        lse=arrays.write_back(lse_array, problem.library) if lse_out is None else lse_out,
+        out=_handed(out_array, problem, out),
+        lse=_handed(lse_array, problem, lse_out),
         problem=problem,
         out_array=out_array,
+        lse_array=lse_array,
         kept=kept,
     )
 
@@ -43,11 +45,25 @@ def run_backward(
     dout_array, dlse_array = outputs.upstream_given(problem, dout, dlse)
     read_only = [
         ("residuals.out", residuals.out_array),
-        ("residuals.lse", residuals.kept.lse),
+        ("residuals.lse", residuals.lse_array),
         ("dout", dout_array),
         ("dlse", dlse_array),
     ]
     grads = outputs.grad_arrays(problem, wanted, out, read_only)
-    upstream = cpu.Upstream(residuals.out_array, residuals.kept, dout_array, dlse_array)
-    cpu.backward(problem, upstream, grads, deterministic=bool(deterministic))
+    backend.serving(problem.spec.device).backward(
+        problem, residuals.out_array, residuals.kept, dout_array, dlse_array, grads, deterministic=bool(deterministic)
+    )
     return outputs.grads_out(problem, grads, out)
+
+
+def explain(problem: AttentionProblem) -> Explanation:
+    return backend.serving(problem.spec.device).explain(problem)
+
+
+def warmup(problem: AttentionProblem, backward: bool) -> None:
+    backend.serving(problem.spec.device).warmup(problem, backward=bool(backward))
+
+
+def _handed(array: arrays.Array, problem: AttentionProblem, given: Any) -> Any:
+    """The caller's own object where he gave one."""
+    return arrays.write_back(array, problem.library) if given is None else given

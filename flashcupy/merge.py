@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from flashcupy import arrays
+from flashcupy import arrays, backend
+from flashcupy.arrays import Array
+from flashcupy.operands import output, require
+from flashcupy.overlap import require_no_overlap
 
 
 def merge_attention(outs: Iterable[Any], lses: Iterable[Any], *, out: Any = None) -> tuple[Any, Any]:
@@ -51,51 +54,51 @@ def merge_attention(outs: Iterable[Any], lses: Iterable[Any], *, out: Any = None
     >>> bool(np.allclose(out, fc.attention(q, k, v)))
     True
     """
-    parts, logs, library = _read_parts(list(outs), list(lses))
-    acc = np.result_type(arrays.accumulator(parts[0].dtype), *logs)
-    target = _target(parts, logs, out, library)
+    parts, logs, library, device = _read_parts(list(outs), list(lses))
+    acc = np.result_type(arrays.accumulator(parts[0].dtype), *(log.dtype for log in logs))
+    target = _target(parts, logs, out, library, device)
     lse = arrays.empty_like(logs[0], logs[0].shape, acc, library)
-    with np.errstate(all="ignore"):
-        highest = np.maximum.reduce(logs).astype(acc)
-        shift = np.where(highest == -np.inf, 0, highest)
-        weights = [np.exp(log.astype(acc) - shift)[..., None] for log in logs]
-        total = np.add.reduce(weights)
-        merged = np.zeros(parts[0].shape, acc)
-        for part, weight in zip(parts, weights, strict=True):
-            # A part that saw nothing has weight 0 and may hold anything.
-            merged += np.where(weight == 0, 0, weight / total * part.astype(acc))
-        target[...] = merged
-        lse[...] = shift + np.log(total[..., 0])
+    backend.serving(device).merge(parts, logs, target, lse)
     return (arrays.write_back(target, library) if out is None else out), arrays.write_back(lse, library)
 
 
-def _read_parts(outs: list[Any], lses: list[Any]) -> tuple[list[np.ndarray], list[np.ndarray], str]:
+def _read_parts(outs: list[Any], lses: list[Any]) -> tuple[list[Array], list[Array], str, str]:
+    """Check parts and logs, and tell their library and device."""
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(f"outs has {len(outs)} parts and lses {len(lses)}, expected as many of both, at least one")
-    read = [arrays.read_float(part, f"outs[{i}]") for i, part in enumerate(outs)]
-    read += [arrays.read_float(log, f"lses[{i}]") for i, log in enumerate(lses)]
-    if len({library for _, library in read}) > 1:
-        raise TypeError(f"outs and lses come from {sorted({library for _, library in read})}, expected one library")
-    parts, logs = [a for a, _ in read[: len(outs)]], [a for a, _ in read[len(outs) :]]
-    first = parts[0]
-    if first.ndim == 0:
-        raise ValueError("outs[0] has shape (), expected (..., Sq, Dv)")
+    read = [
+        arrays.read(x, f"{name}[{i}]") for name, given in (("outs", outs), ("lses", lses)) for i, x in enumerate(given)
+    ]
+    devices, libraries = {arrays.device_name(array) for array, _ in read}, {library for _, library in read}
+    if len(devices) > 1:
+        raise ValueError(f"outs and lses are on {sorted(devices)}, expected one device")
+    if len(libraries) > 1:
+        raise TypeError(f"outs and lses come from {sorted(libraries)}, expected one library")
+    parts, logs = [array for array, _ in read[: len(outs)]], [array for array, _ in read[len(outs) :]]
     for i, (part, log) in enumerate(zip(parts, logs, strict=True)):
-        if part.shape != first.shape:
-            raise ValueError(f"outs[{i}] has shape {part.shape}, expected {first.shape} as outs[0] has")
-        if part.dtype.name != first.dtype.name:
-            raise TypeError(f"outs[{i}] has dtype {part.dtype}, expected {first.dtype} as outs[0] has")
-        if log.shape != first.shape[:-1]:
-            raise ValueError(f"lses[{i}] has shape {log.shape}, expected {first.shape[:-1]}")
-        if log.dtype.name not in ("float32", "float64"):
-            raise TypeError(f"lses[{i}] has dtype {log.dtype}, expected float32 or float64")
-    return parts, logs, read[0][1]
+        _check_part(i, part, log, parts[0])
+    return parts, logs, libraries.pop(), devices.pop()
 
 
-def _target(parts: list[np.ndarray], logs: list[np.ndarray], out: Any, library: str) -> np.ndarray:
+def _check_part(i: int, part: Array, log: Array, first: Array) -> None:
+    arrays.require_float(part, f"outs[{i}]")
+    if part.ndim == 0:
+        raise ValueError(f"outs[{i}] has shape (), expected (..., Sq, Dv)")
+    if part.shape != first.shape:
+        raise ValueError(f"outs[{i}] has shape {part.shape}, expected {first.shape} as outs[0] has")
+    if part.dtype.name != first.dtype.name:
+        raise TypeError(f"outs[{i}] has dtype {part.dtype}, expected {first.dtype} as outs[0] has")
+    if log.shape != first.shape[:-1]:
+        raise ValueError(f"lses[{i}] has shape {log.shape}, expected {first.shape[:-1]}")
+    if log.dtype.name not in ("float32", "float64"):
+        raise TypeError(f"lses[{i}] has dtype {log.dtype}, expected float32 or float64")
+
+
+def _target(parts: list[Array], logs: list[Array], out: Any, library: str, device: str) -> Array:
     if out is None:
         return arrays.empty_like(parts[0], parts[0].shape, arrays.native(parts[0]), library)
-    array = arrays.read_output(out, "out", library, parts[0].shape, arrays.FLOAT_DTYPES)
-    arrays.require_no_overlap(array, "out", [(f"outs[{i}]", part) for i, part in enumerate(parts)])
-    arrays.require_no_overlap(array, "out", [(f"lses[{i}]", log) for i, log in enumerate(logs)])
+    array = output(out, "out", library, device)
+    require(array, "out", parts[0].shape, arrays.FLOAT_DTYPES)
+    require_no_overlap(array, "out", [(f"outs[{i}]", part) for i, part in enumerate(parts)])
+    require_no_overlap(array, "out", [(f"lses[{i}]", log) for i, log in enumerate(logs)])
     return array

@@ -6,13 +6,13 @@ import math
 import operator
 import os
 import warnings
-from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from flashcupy import arrays
+from flashcupy import arrays, operands
+from flashcupy.arrays import Array
 from flashcupy.philox import keep_threshold
 
 CAUSAL_ALIGNMENTS = ("bottom-right", "top-left")
@@ -20,8 +20,7 @@ PRECISIONS = ("highest", "tf32")
 _UINT64_END = 1 << 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(NamedTuple):
     """Every option of `flashcupy.attention`, unchecked; the defaults are the public ones."""
 
     causal: Any = False
@@ -42,29 +41,10 @@ class Options:
     @classmethod
     def of(cls, call: dict[str, Any]) -> Options:
         """Pick the options out of the local variables of a public function, where all its arguments stand."""
-        return cls(**{field.name: call[field.name] for field in fields(cls)})
+        return cls._make(_pick(call))
 
 
-class CheckedValues(TypedDict):
-    """The options that are plain values, as `AttentionSpec` has them."""
-
-    scale: float
-    causal: str | None
-    window: tuple[int | None, int | None]
-    softcap: float | None
-    dropout: float
-    precision: str
-
-
-def checked_values(opts: Options, head_dim: int) -> CheckedValues:
-    return {
-        "scale": check_scale(opts.scale, head_dim),
-        "causal": check_causal(opts.causal),
-        "window": check_window(opts.window),
-        "softcap": check_softcap(opts.softcap),
-        "dropout": check_dropout(opts.dropout),
-        "precision": check_precision(opts.precision),
-    }
+_pick = operator.itemgetter(*Options._fields)
 
 
 def check_causal(causal: Any) -> str | None:
@@ -104,7 +84,7 @@ def _window_side(side: Any, window: Any) -> int | None:
     if side is None:
         return None
     try:
-        value = operator.index(side)
+        value = _index(side)
     except TypeError:
         raise TypeError(f"window is {window!r}, expected a pair (left, right) of int >= 0 or None") from None
     if isinstance(side, (bool, np.bool_)) or value < 0:
@@ -116,21 +96,25 @@ def check_dropout(dropout: Any) -> float:
     value = _finite(dropout, "dropout")
     if not 0.0 <= value < 1.0:
         raise ValueError(f"dropout is {dropout!r}, expected a probability 0 <= p < 1")
-    if value and keep_threshold(value) in (0, 256):
-        what = "nothing" if keep_threshold(value) else "everything"
-        warnings.warn(f"dropout is {dropout!r}, which in steps of 1/256 drops {what}", stacklevel=6)
     return value
 
 
-def check_seed(seed: Any, dropout: float) -> tuple[int, int] | None:
-    """Return (seed, offset); drawn here, once, where dropout needs one and the caller gave none."""
+def warn_of_dropout(dropout: float) -> None:
+    """Warn, in the name of a public function's caller, of a dropout that rounds to nothing or to everything."""
+    if keep_threshold(dropout) in (0, 256):
+        what = "nothing" if keep_threshold(dropout) else "everything"
+        warnings.warn(f"dropout is {dropout!r}, which in steps of 1/256 drops {what}", stacklevel=5)
+
+
+def check_seed(seed: Any, dropout: float, device: str) -> tuple[int, int] | Array | None:
+    """Return (seed, offset) or a device array of both; drawn here, where dropout needs a seed and none was given."""
     if seed is None:
         return (int.from_bytes(os.urandom(8), "little"), 0) if dropout else None
-    if getattr(seed, "ndim", 0):
-        words, _ = arrays.read(seed, "seed")
+    if getattr(seed, "ndim", 0) or arrays.in_device_memory(seed):
+        words = operands.small(seed, "seed", device)
         if words.shape != (2,) or words.dtype != np.uint64:
             raise TypeError(f"seed is an array {words.shape} of {words.dtype}, expected uint64 of shape (2,)")
-        return int(words[0]), int(words[1])
+        return (int(words[0]), int(words[1])) if arrays.on_host(words) else words
     pair = tuple(seed) if isinstance(seed, (tuple, list)) else (seed, 0)
     if len(pair) != 2:
         raise ValueError(f"seed has {len(pair)} values, expected an int or (seed, offset)")
@@ -141,12 +125,19 @@ def _uint64(value: Any, seed: Any) -> int:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"seed is {seed!r}, expected an int or (seed, offset)")
     try:
-        number = operator.index(value)
+        number = _index(value)
     except TypeError:
         raise TypeError(f"seed is {seed!r}, expected an int or (seed, offset), or a uint64 array of 2") from None
     if not 0 <= number < _UINT64_END:
         raise ValueError(f"seed is {seed!r}, expected values 0 <= s < 2**64")
     return number
+
+
+def _index(value: Any) -> int:
+    """`operator.index`, except for device arrays: it would wait for the device and copy from it."""
+    if arrays.in_device_memory(value):
+        raise TypeError
+    return operator.index(value)
 
 
 def check_precision(precision: Any) -> str:

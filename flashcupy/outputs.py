@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from flashcupy import arrays, build
+from flashcupy import arrays
+from flashcupy.arrays import Array
+from flashcupy.operands import companion, output, require
+from flashcupy.overlap import require_no_overlap
 from flashcupy.results import AttentionGrads
 from flashcupy.spec import AttentionProblem
 
 _GRAD_OF = {"q": "dq", "k": "dk", "v": "dv", "bias": "dbias", "sinks": "dsinks"}
 
 
-def out_array(problem: AttentionProblem, given: Any, name: str = "out") -> np.ndarray:
+def out_array(problem: AttentionProblem, given: Any, name: str = "out") -> Array:
     """Where out goes: shape (..., Hq, Sq, Dv), q's dtype, or float32 for 16-bit inputs if the caller gave such."""
     shape = problem.spec.out_shape(problem.spec.v_dim)
     if given is None:
@@ -22,32 +25,32 @@ def out_array(problem: AttentionProblem, given: Any, name: str = "out") -> np.nd
     return _writable(problem, given, name, shape, _out_dtypes(problem.q.dtype))
 
 
-def lse_array(problem: AttentionProblem, given: Any) -> np.ndarray:
+def lse_array(problem: AttentionProblem, given: Any) -> Array:
     shape, dtype = problem.spec.lse_shape, arrays.accumulator(problem.spec.dtype)
     if given is None:
-        return arrays.empty_like(np.empty(0), shape, dtype, problem.library)
+        return arrays.empty(problem.q, shape, dtype, problem.library)
     return _writable(problem, given, "lse_out", shape, (dtype.name,))
 
 
-def results_given(problem: AttentionProblem, out: Any, lse: Any) -> tuple[np.ndarray, np.ndarray]:
+def results_given(problem: AttentionProblem, out: Any, lse: Any) -> tuple[Array, Array]:
     """Check results of an earlier forward."""
     spec = problem.spec
-    out_result = build.companion(out, "out", problem.library)
-    arrays.require(out_result, "out", spec.out_shape(spec.v_dim), _out_dtypes(problem.q.dtype))
-    lse_result = build.companion(lse, "lse", problem.library)
-    arrays.require(lse_result, "lse", spec.lse_shape, (arrays.accumulator(spec.dtype).name,))
+    out_result = companion(out, "out", problem.library, problem.spec.device)
+    require(out_result, "out", spec.out_shape(spec.v_dim), _out_dtypes(problem.q.dtype))
+    lse_result = companion(lse, "lse", problem.library, problem.spec.device)
+    require(lse_result, "lse", spec.lse_shape, (arrays.accumulator(spec.dtype).name,))
     return out_result, lse_result
 
 
-def upstream_given(problem: AttentionProblem, dout: Any, dlse: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def upstream_given(problem: AttentionProblem, dout: Any, dlse: Any) -> tuple[Array, Array | None]:
     """Check the gradients that flow into a backward."""
     spec = problem.spec
-    dout_array = build.companion(dout, "dout", problem.library)
-    arrays.require(dout_array, "dout", spec.out_shape(spec.v_dim), _out_dtypes(problem.q.dtype))
+    dout_array = companion(dout, "dout", problem.library, problem.spec.device)
+    require(dout_array, "dout", spec.out_shape(spec.v_dim), _out_dtypes(problem.q.dtype))
     if dlse is None:
         return dout_array, None
-    dlse_array = build.companion(dlse, "dlse", problem.library)
-    arrays.require(dlse_array, "dlse", spec.lse_shape, (arrays.accumulator(spec.dtype).name,))
+    dlse_array = companion(dlse, "dlse", problem.library, problem.spec.device)
+    require(dlse_array, "dlse", spec.lse_shape, (arrays.accumulator(spec.dtype).name,))
     return dout_array, dlse_array
 
 
@@ -65,14 +68,14 @@ def wanted_grads(problem: AttentionProblem, wrt: Any) -> tuple[str, ...]:
 
 
 def grad_arrays(
-    problem: AttentionProblem, wanted: tuple[str, ...], given: Any, others: list[tuple[str, np.ndarray | None]]
-) -> dict[str, np.ndarray]:
+    problem: AttentionProblem, wanted: tuple[str, ...], given: Any, others: list[tuple[str, Array | None]]
+) -> dict[str, Array]:
     """Where gradients go, by the name of their input; each in its input's shape, dtype and memory order."""
     if given is None:
         given = AttentionGrads()
     elif not isinstance(given, AttentionGrads):
         raise TypeError(f"out is a {type(given).__name__}, expected flashcupy.AttentionGrads of arrays or None")
-    result: dict[str, np.ndarray] = {}
+    result: dict[str, Array] = {}
     for name, grad_name in _GRAD_OF.items():
         array = getattr(given, grad_name)
         if name not in wanted:
@@ -80,17 +83,20 @@ def grad_arrays(
                 raise ValueError(f"out.{grad_name} is given, but wrt does not name {name!r}")
             continue
         model = getattr(problem, name)
+        if array is None and name == "sinks":  # which may have come from the host: results are where q is
+            result[name] = arrays.empty(problem.q, model.shape, arrays.native(model), problem.library)
+            continue
         if array is None:
             result[name] = arrays.empty_like(model, model.shape, arrays.native(model), problem.library)
             continue
         dtypes = _out_dtypes(model.dtype)
         result[name] = _writable(problem, array, f"out.{grad_name}", model.shape, dtypes)
         earlier = [(f"out.{_GRAD_OF[n]}", a) for n, a in result.items() if n != name]
-        arrays.require_no_overlap(result[name], f"out.{grad_name}", [*others, *earlier])
+        require_no_overlap(result[name], f"out.{grad_name}", [*others, *earlier])
     return result
 
 
-def grads_out(problem: AttentionProblem, result: dict[str, np.ndarray], given: Any) -> AttentionGrads:
+def grads_out(problem: AttentionProblem, result: dict[str, Array], given: Any) -> AttentionGrads:
     """The caller's own objects where he gave them."""
     own = given or AttentionGrads()
     return AttentionGrads(
@@ -106,11 +112,13 @@ def grads_out(problem: AttentionProblem, result: dict[str, np.ndarray], given: A
 
 def _writable(
     problem: AttentionProblem, given: Any, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]
-) -> np.ndarray:
-    array = arrays.read_output(given, name, problem.library, shape, dtypes)
-    arrays.require_no_overlap(array, name, problem.inputs())
+) -> Array:
+    array = output(given, name, problem.library, problem.spec.device)
+    require(array, name, shape, dtypes)
+    require_no_overlap(array, name, problem.inputs())
     return array
 
 
 def _out_dtypes(dtype: np.dtype) -> tuple[str, ...]:
-    return (dtype.name, "float32") if dtype.itemsize == 2 else (dtype.name,)
+    name = arrays.dtype_name(dtype)
+    return (name, "float32") if dtype.itemsize == 2 else (name,)

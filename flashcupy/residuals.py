@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from flashcupy import build, outputs
-from flashcupy.cpu import Kept
+from flashcupy import backend, build, outputs
+from flashcupy.arrays import Array
 from flashcupy.options import Options
 from flashcupy.spec import AttentionProblem, AttentionSpec
 
@@ -24,7 +22,7 @@ class AttentionResiduals:
     q, k, v, out, lse : arrays, as handed to or returned by the forward
     spec : AttentionSpec
         The validated description of the call.
-    seed : (int, int) or None
+    seed : (int, int), uint64 device array of 2, or None
         (seed, offset) of the dropout mask, also where the call drew it.
     """
 
@@ -34,15 +32,16 @@ class AttentionResiduals:
     out: Any
     lse: Any
     problem: AttentionProblem
-    out_array: np.ndarray
-    kept: Kept
+    out_array: Array
+    lse_array: Array
+    kept: Any
 
     @property
     def spec(self) -> AttentionSpec:
         return self.problem.spec
 
     @property
-    def seed(self) -> tuple[int, int] | None:
+    def seed(self) -> tuple[int, int] | Array | None:
         return self.problem.seed
 
     def __repr__(self) -> str:
@@ -118,4 +117,5 @@ kv_lengths, precision
             cu, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
             problem = build.varlen_problem(q, k, v, cu, longest, opts)
         out_array, lse_array = outputs.results_given(problem, out, lse)
-        return cls(q, k, v, out, lse, problem, out_array, Kept(lse_array, None))
+        kept = backend.serving(problem.spec.device).kept_from_lse(lse_array)
+        return cls(q, k, v, out, lse, problem, out_array, lse_array, kept)

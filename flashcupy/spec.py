@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from flashcupy.arrays import Array
+
 if TYPE_CHECKING:
     from flashcupy.block_mask import BlockMask
 
@@ -30,13 +32,23 @@ class OperandSpec(NamedTuple):
     strides: StrideClass
 
     @classmethod
-    def of(cls, array: np.ndarray) -> OperandSpec:
-        strides: StrideClass = "any"
-        if array.flags.c_contiguous:
-            strides = "contiguous"
-        elif array.ndim and (array.shape[-1] == 1 or array.strides[-1] == array.itemsize):
-            strides = "rows"
-        return cls(array.shape, array.dtype.name, strides)
+    def of(cls, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype) -> OperandSpec:
+        kind: StrideClass = "any"
+        if _is_contiguous(shape, strides, dtype.itemsize):
+            kind = "contiguous"
+        elif shape[-1] == 1 or strides[-1] == dtype.itemsize:
+            kind = "rows"
+        return cls(shape, dtype.name, kind)
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    if 0 in shape:
+        return True
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != itemsize:
+            return False
+        itemsize *= extent
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +104,10 @@ class AttentionSpec:
         return self.out_shape(0)[:-1]
 
 
+_LENGTHS = ("q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k")
+_INPUTS = ("q", "k", "v", "mask", "bias", "alibi_slopes", "sinks", "seed", *_LENGTHS)
+
+
 class Sequence(NamedTuple):
     """Where the rows of one flat batch entry lie, and how its diagonals are aligned.
 
@@ -109,33 +125,34 @@ class Sequence(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionProblem:
-    """A spec and its operands, as NumPy views in the shapes the caller gave.
+    """A spec and its operands, viewed without a copy in the shapes the caller gave; `library` takes the results back.
 
-    ``q_lengths``, ``kv_lengths``, ``cu_seqlens_q`` and ``cu_seqlens_k`` are flat int64 arrays or None; ``seed`` is
-    (seed, offset) or None; ``library`` is where results go back to.
+    q, k, v, mask and bias are where ``spec.device`` says. The others may be on the host too: there ``q_lengths``,
+    ``kv_lengths``, ``cu_seqlens_q`` and ``cu_seqlens_k`` are checked flat int64 arrays and ``seed`` is (seed, offset).
+    On a device they are as the caller gave them, int32 or int64, of unknown value, and ``seed`` is a uint64 array of 2.
     """
 
     spec: AttentionSpec
     library: str
-    q: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
-    mask: np.ndarray | None
-    bias: np.ndarray | None
-    alibi_slopes: np.ndarray | None
-    sinks: np.ndarray | None
+    q: Array
+    k: Array
+    v: Array
+    mask: Array | None
+    bias: Array | None
+    alibi_slopes: Array | None
+    sinks: Array | None
     block_mask: BlockMask | None
-    seed: tuple[int, int] | None
-    q_lengths: np.ndarray | None
-    kv_lengths: np.ndarray | None
-    cu_seqlens_q: np.ndarray | None
-    cu_seqlens_k: np.ndarray | None
+    seed: tuple[int, int] | Array | None
+    q_lengths: Array | None
+    kv_lengths: Array | None
+    cu_seqlens_q: Array | None
+    cu_seqlens_k: Array | None
 
-    def inputs(self) -> Iterator[tuple[str, np.ndarray]]:
+    def inputs(self) -> Iterator[tuple[str, Array]]:
         """The arrays that an output must not overlap."""
-        for name in ("q", "k", "v", "mask", "bias", "alibi_slopes", "sinks"):
+        for name in _INPUTS:
             array = getattr(self, name)
-            if array is not None:
+            if array is not None and not isinstance(array, tuple):
                 yield name, array
 
     def sequence(self, batch: int) -> Sequence:

@@ -50,7 +50,8 @@ def attention_varlen(
     cu_seqlens_q, cu_seqlens_k : int array (sequences + 1,)
         Cumulative lengths, int32 or int64, starting at 0. Rows after the last are in no sequence: never read, out 0.
     max_seqlen_q, max_seqlen_k : int, optional
-        At least the longest sequence; the sequence-local extents of mask, bias and block_mask. Default: the longest.
+        At least the longest sequence; the sequence-local extents of mask, bias and block_mask. Default: the longest;
+        required where cu_seqlens are on a device, since they are not read back.
     mask, bias : arrays, broadcastable to (sequences, Hq, max_seqlen_q, max_seqlen_k), optional
     alibi_slopes : array (Hq,) or (sequences, Hq), optional
     block_mask : BlockMask of shape (1 or sequences, H, max_seqlen_q, max_seqlen_k), optional
@@ -80,8 +81,8 @@ def attention_varlen(
     """
     cu, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
     problem = build.varlen_problem(q, k, v, cu, longest, Options.of(locals()))
-    residuals = dispatch.run_forward(problem, (q, k, v), out)
-    return (residuals.out, residuals.lse) if return_lse else residuals.out
+    out, lse = dispatch.compute(problem, out)
+    return (out, lse) if return_lse else out
 
 
 def attention_varlen_fwd(

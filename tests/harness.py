@@ -8,10 +8,8 @@ import numpy as np
 from cases import Case, Problem
 from naive import assert_close, naive, naive_bwd
 
-import flashcupy as fc
 from flashcupy import reference
 
-_ARRAYS = ("mask", "bias", "alibi_slopes", "sinks", "q_lengths", "kv_lengths")
 # The bound compares the largest of our errors with the largest of the naive computation's. Of few elements either is
 # luck, so small tensors are pooled over several draws of the case.
 _MOST_DRAWS = 40
@@ -40,12 +38,11 @@ def _differentiable(p: Problem) -> list[np.ndarray]:
 
 def _results(p: Problem, backend: Any) -> list[tuple[Any, Any, Any]]:
     """(ours, the oracle's, the naive computation's) for out, lse and all gradients."""
-    options = {n: backend.put(x) if n in _ARRAYS else x for n, x in p.options.items()}
-    q, k, v, dout, dlse = (backend.put(x) for x in (p.q, p.k, p.v, p.dout, p.dlse))
-    out, residuals = fc.attention_fwd(q, k, v, **options)
-    grads = fc.attention_bwd(dout, residuals, wrt=p.wrt, dlse=dlse)
-    got = [None if x is None else backend.get(x) for x in (out, residuals.lse, *grads)]
-    for result, model in zip(got, (p.q, p.dlse, p.q, p.k, p.v, options.get("bias"), options.get("sinks")), strict=True):
+    out, residuals = backend.api.attention_fwd(p.q, p.k, p.v, **p.options)
+    grads = backend.api.attention_bwd(p.dout, residuals, wrt=p.wrt, dlse=p.dlse)
+    got = out, residuals.lse, *grads
+    models = p.q, p.dlse, p.q, p.k, p.v, p.options.get("bias"), p.options.get("sinks")
+    for result, model in zip(got, models, strict=True):
         assert (result is None) == (model is None)
         assert result is None or result.dtype == model.dtype
     extra = {"dlse": p.dlse, **p.options}

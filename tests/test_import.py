@@ -24,6 +24,13 @@ def test_import_pulls_in_no_optional_package(module):
     assert not set(json.loads(output)) & set(HEAVY)
 
 
+def test_calls_on_host_arrays_load_nothing_for_gpus():
+    call = "x = numpy.ones((2, 3, 4)); flashcupy.attention_bwd(x, flashcupy.attention_fwd(x, x, x)[1])"
+    code = f"import json, sys, numpy, flashcupy; {call}; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not [name for name in json.loads(output) if name.startswith(("flashcupy.cuda", "cupy"))]
+
+
 def test_every_public_name_exists():
     assert flashcupy.__all__
     assert [name for name in flashcupy.__all__ if not hasattr(flashcupy, name)] == []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from oracles import oracle
 
 import flashcupy as fc
 from flashcupy import arrays
+from flashcupy.cuda import device
 
 _NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -157,8 +161,8 @@ def test_other_producers_are_read_through_dlpack():
     out = fc.attention(_Producer(x), _Producer(x), _Producer(x))
     assert type(out) is np.ndarray
     assert np.array_equal(out, fc.attention(x, x, x))
-    with pytest.raises(fc.UnsupportedError, match=r"q lives on DLPack device \(2, 1\)"):
-        fc.attention(_Producer(x, (2, 1)), x, x)
+    with pytest.raises(fc.UnsupportedError, match=r"q lives on DLPack device \(10, 1\); .* on CUDA devices"):
+        fc.attention(_Producer(x, (10, 1)), x, x)  # 10 is ROCm
 
 
 class _CudaOnly:
@@ -167,13 +171,76 @@ class _CudaOnly:
     __cuda_array_interface__ = {"shape": (2, 3, 4), "typestr": "<f4", "data": (0, False), "version": 3}  # noqa: RUF012
 
     def __array__(self, dtype=None, copy=None):
-        return np.zeros((2, 3, 4), np.float32)
+        raise AssertionError("copied to the host")
 
 
-def test_device_arrays_are_refused_not_copied():
-    x = _CudaOnly()
-    with pytest.raises(fc.UnsupportedError, match="q lives on a CUDA device"):
-        fc.attention(x, x, x)
+class _TorchOnCuda:
+    """As much of a torch tensor on a GPU as is looked at before it is handed to the runtime."""
+
+    device = SimpleNamespace(type="cuda")
+
+
+class _Runtime:
+    """Takes note of what it is asked to read."""
+
+    def __init__(self):
+        self.asked = []
+
+    def read(self, x, name):
+        self.asked.append(name)
+        raise NotImplementedError
+
+
+def _read_on_device(x):
+    runtime = _Runtime()
+    device.use(runtime)
+    try:
+        with pytest.raises(NotImplementedError):
+            fc.attention(x, x, x)
+    finally:
+        device.use(None)
+    return runtime.asked
+
+
+@pytest.mark.parametrize("x", [_CudaOnly(), _Producer(None, (2, 0)), _Producer(None, (13, 0))])
+def test_arrays_in_device_memory_go_to_the_runtime(x):
+    assert _read_on_device(x) == ["q"]
+
+
+@pytest.mark.parametrize(("hip", "on_cuda"), [(None, True), ("6.0", False)])
+def test_torch_calls_rocm_devices_cuda_too(monkeypatch, hip, on_cuda):
+    stub = SimpleNamespace(Tensor=_TorchOnCuda, version=SimpleNamespace(hip=hip))
+    monkeypatch.setitem(sys.modules, "torch", stub)
+    assert arrays.in_device_memory(_TorchOnCuda()) is on_cuda
+    if on_cuda:
+        assert _read_on_device(_TorchOnCuda()) == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "dlpack", "on_cuda"),
+    [
+        (("gpu",), 2, True),
+        (("cuda",), 2, True),
+        (("gpu",), 10, False),
+        (("tpu",), 2, False),
+        (("gpu", "gpu"), 2, False),
+    ],
+)
+def test_jax_arrays_on_a_gpu(monkeypatch, platforms, dlpack, on_cuda):
+    class Array(_Producer):
+        def devices(self):
+            return [SimpleNamespace(platform=name) for name in platforms]
+
+    class Tracer(Array):
+        pass
+
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(Array=Array, core=SimpleNamespace(Tracer=Tracer)))
+    x = Array(None, (dlpack, 0))
+    assert arrays.in_device_memory(x) is on_cuda
+    assert not arrays.in_device_memory(Tracer(None, (2, 0)))
+    if not on_cuda:
+        with pytest.raises(fc.UnsupportedError, match=f"q lives on {platforms[0]}"):
+            fc.attention(x, x, x)
 
 
 def test_torch_seed_and_unreadable_tensors():

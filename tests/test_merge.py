@@ -7,7 +7,6 @@ import pytest
 from cases import DTYPES
 from naive import assert_close, naive
 
-import flashcupy as fc
 from flashcupy import reference
 
 _PARTS = (slice(0, 20), slice(20, 21), slice(21, 70))
@@ -19,64 +18,64 @@ def _operands(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parts_of_the_keys(dtype):
+def test_parts_of_the_keys(backend, dtype):
     q, k, v = _operands(dtype)
     wide = np.float64 if dtype == "float64" else np.float32
     parts = []
     for keys in _PARTS:
-        out, residuals = fc.attention_fwd(q, k[..., keys, :], v[..., keys, :], out=np.empty(q.shape, wide))
+        out, residuals = backend.api.attention_fwd(q, k[..., keys, :], v[..., keys, :], out=np.empty(q.shape, wide))
         parts.append((out, residuals.lse))
-    merged, lse = fc.merge_attention(*zip(*parts, strict=True), out=np.empty_like(q))
+    merged, lse = backend.api.merge_attention(*zip(*parts, strict=True), out=np.empty_like(q))
     assert merged.dtype == q.dtype
     want, coarse = reference.attention(q, k, v), naive(q, k, v, q.dtype)
     for got, a, b in zip((merged, lse), want, coarse, strict=True):
         assert_close(got, a, b, num_keys=70)
 
 
-def test_sinks_go_to_one_part():
+def test_sinks_go_to_one_part(backend):
     q, k, v = _operands("float64")
     sinks = np.linspace(-1, 2, 4)
     parts = [
-        fc.attention(q, k[..., s, :], v[..., s, :], sinks=sinks if s is _PARTS[0] else None, return_lse=True)
+        backend.api.attention(q, k[..., s, :], v[..., s, :], sinks=sinks if s is _PARTS[0] else None, return_lse=True)
         for s in _PARTS
     ]
     for got, want in zip(
-        fc.merge_attention(*zip(*parts, strict=True)), reference.attention(q, k, v, sinks=sinks), strict=True
+        backend.api.merge_attention(*zip(*parts, strict=True)), reference.attention(q, k, v, sinks=sinks), strict=True
     ):
         assert_close(got, want, None, num_keys=70)
 
 
-def test_rows_that_saw_nothing_in_some_or_all_parts():
+def test_rows_that_saw_nothing_in_some_or_all_parts(backend):
     out = np.array([[1.0, 2.0], [np.nan, np.nan], [5.0, 6.0]])
     other = np.array([[3.0, 4.0], [np.nan, np.inf], [np.nan, 7.0]])
     lse, other_lse = np.array([0.0, -np.inf, 1.0]), np.array([0.0, -np.inf, -np.inf])
-    merged, merged_lse = fc.merge_attention([out, other], [lse, other_lse])
+    merged, merged_lse = backend.api.merge_attention([out, other], [lse, other_lse])
     np.testing.assert_array_equal(merged, [[2, 3], [0, 0], [5, 6]])
     np.testing.assert_allclose(merged_lse, [np.log(2), -np.inf, 1.0])
 
 
-def test_the_documented_gradient_recipe():
+def test_the_documented_gradient_recipe(backend):
     q, k, v = _operands("float64")
     rng = np.random.default_rng(1)
-    parts = [fc.attention(q, k[..., s, :], v[..., s, :], return_lse=True) for s in _PARTS]
-    out, lse = fc.merge_attention(*zip(*parts, strict=True))
+    parts = [backend.api.attention(q, k[..., s, :], v[..., s, :], return_lse=True) for s in _PARTS]
+    out, lse = backend.api.merge_attention(*zip(*parts, strict=True))
     dout, dlse = rng.standard_normal(out.shape), rng.standard_normal(lse.shape)
     expected = reference.attention_bwd(dout, q, k, v, dlse=dlse)
     dq = np.zeros_like(q)
     for s in _PARTS:
-        residuals = fc.AttentionResiduals.from_arrays(q, k[..., s, :], v[..., s, :], out, lse)
-        grads = fc.attention_bwd(dout, residuals, dlse=dlse)
+        residuals = backend.api.AttentionResiduals.from_arrays(q, k[..., s, :], v[..., s, :], out, lse)
+        grads = backend.api.attention_bwd(dout, residuals, dlse=dlse)
         dq += grads.dq
         assert_close(grads.dk, expected.dk[..., s, :], None, grad=True, num_keys=70)
         assert_close(grads.dv, expected.dv[..., s, :], None, grad=True, num_keys=70)
     assert_close(dq, expected.dq, None, grad=True, num_keys=70)
 
 
-def test_keeps_memory_order_and_empty_shapes():
+def test_keeps_memory_order_and_empty_shapes(backend):
     out = np.ones((2, 3, 4)).swapaxes(0, 1)
-    merged, _ = fc.merge_attention([out], [np.zeros((3, 2))])
+    merged, _ = backend.api.merge_attention([out], [np.zeros((3, 2))])
     assert merged.swapaxes(0, 1).flags.c_contiguous
-    assert fc.merge_attention([np.ones((0, 4))], [np.ones(0)])[0].shape == (0, 4)
+    assert backend.api.merge_attention([np.ones((0, 4))], [np.ones(0)])[0].shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +91,12 @@ def test_keeps_memory_order_and_empty_shapes():
         ([np.ones((2, 3))], [np.ones(2)], [[0.0] * 3] * 2, TypeError, "out is a list"),
     ],
 )
-def test_bad_input(outs, lses, out, error, message):
+def test_bad_input(backend, outs, lses, out, error, message):
     with pytest.raises(error, match=message):
-        fc.merge_attention(outs, lses, out=out)
+        backend.api.merge_attention(outs, lses, out=out)
 
 
-def test_out_must_not_be_a_part():
+def test_out_must_not_be_a_part(backend):
     part = np.ones((2, 3))
     with pytest.raises(ValueError, match=r"out shares memory with outs\[0\]"):
-        fc.merge_attention([part], [np.ones(2)], out=part)
+        backend.api.merge_attention([part], [np.ones(2)], out=part)

@@ -23,6 +23,8 @@ def check_device(device: Any) -> None:
 
 def _of_kind(name: str, array: Any, kinds: str, wanted: str) -> np.ndarray:
     on_device = UnsupportedError(f"{name} lives on a device: this version builds masks on the CPU only")
+    if arrays.in_device_memory(array):
+        raise on_device
     try:
         result, _ = arrays.read(array, name)
     except UnsupportedError:

@@ -34,8 +34,17 @@ class Upstream:
         self.dlse = None if dlse is None else dlse[..., None]
 
 
-def backward(problem: AttentionProblem, upstream: Upstream, grads: Grads, *, deterministic: bool) -> None:
+def backward(
+    problem: AttentionProblem,
+    out: np.ndarray,
+    kept: Kept,
+    dout: np.ndarray,
+    dlse: np.ndarray | None,
+    grads: Grads,
+    deterministic: bool,
+) -> None:
     """Compute the gradients named by the keys of `grads` ("q", "k", "v", "bias", "sinks") into its arrays."""
+    upstream = Upstream(out, kept, dout, dlse)
     sums = _Sums(problem, grads)
     plan = TaskPlan(problem)
     tasks = plan.backward()

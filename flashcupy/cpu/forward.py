@@ -38,9 +38,13 @@ class Kept(NamedTuple):
     reference: np.ndarray | None
 
 
-def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> Kept:
+def kept_from_lse(lse: np.ndarray) -> Kept:
+    return Kept(lse, None)
+
+
+def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray, keep: bool) -> Kept | None:
     """Compute attention into `out` (..., H, Sq, Dv) and `lse` (..., H, Sq), shaped as the caller sees them."""
-    kept = Kept(np.empty(lse.shape, np.float64), np.zeros(lse.shape, lse.dtype))
+    kept = Kept(np.empty(lse.shape, np.float64), np.zeros(lse.shape, lse.dtype)) if keep else Kept(lse, None)
     _fill_unvisited(problem, out, kept.lse)
     plan = TaskPlan(problem)
     tasks = plan.forward()
@@ -50,6 +54,8 @@ def forward(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> Kept
             _run(problem, plan, tasks[index], out, kept)
 
     run_tasks(run, len(tasks))
+    if not keep:
+        return None
     with np.errstate(over="ignore"):
         lse[...] = kept.lse
     return kept
@@ -60,7 +66,8 @@ def _fill_unvisited(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray)
     if problem.q_lengths is None and problem.cu_seqlens_q is None:
         return
     out[...] = 0
-    lse[...] = -np.inf if problem.sinks is None else np.asarray(problem.sinks, np.float64)[:, None]
+    with np.errstate(over="ignore"):
+        lse[...] = -np.inf if problem.sinks is None else np.asarray(problem.sinks, np.float64)[:, None]
 
 
 def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray, kept: Kept) -> None:
@@ -75,7 +82,9 @@ def _run(problem: AttentionProblem, plan: TaskPlan, task: Task, out: np.ndarray,
             rows = _Rows(problem, arith, cells, buffers)
             for tile in schedule.tiles(cells):
                 rows.visit(tile, buffers.take(0, keys, tile.columns), buffers.take(1, values, tile.columns))
-            for target, result in zip(targets, rows.finish(), strict=True):
+            for target, result in zip(
+                targets, rows.finish(), strict=False
+            ):  # without the reference if that is not kept
                 cells.store(target, result)
 
 

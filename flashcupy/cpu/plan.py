@@ -142,6 +142,10 @@ def explain(problem: AttentionProblem) -> Explanation:
     )
 
 
+def warmup(problem: AttentionProblem, backward: bool) -> None:
+    """Do nothing: there is nothing to compile, in either direction."""
+
+
 def _workspace(problem: AttentionProblem, tasks: list[Task], *, buffers: int, sums: bool) -> int:
     """Elements that the largest tasks hold, one a thread: packed keys and values, rows of a stack, score buffers."""
     spec, busy = problem.spec, min(num_threads(), len(tasks))

@@ -153,12 +153,13 @@ class Dropout:
     """The keep mask of a stack of cells, tile by tile."""
 
     def __init__(self, problem: AttentionProblem, arithmetic: Arithmetic, cells: Cells) -> None:
-        assert problem.seed is not None
+        assert isinstance(problem.seed, tuple)
+        seed, offset = problem.seed
         self._arithmetic, self._cells = arithmetic, cells
         self._threshold = keep_threshold(problem.spec.dropout)
         q_heads = cells.heads.q_heads
         self._streams = [
-            (*problem.seed, cells.heads.sequence.batch, head) for head in range(q_heads.start, q_heads.stop)
+            (seed, offset, cells.heads.sequence.batch, head) for head in range(q_heads.start, q_heads.stop)
         ]
 
     @classmethod

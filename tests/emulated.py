@@ -1,0 +1,61 @@
+"""Which tests run emulated in `make test`. The emulator takes up to a second for what NumPy does in a millisecond.
+
+All others that take the `backend` fixture are slow where it is the emulator: `make test-all` runs them.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+# A test as pytest names it, and what its parameters are, a regular expression; without brackets all of them.
+_REPRESENTATIVE = r"""
+test_attention.py::test_plain
+test_attention.py::test_each_option[.*-(float32|bfloat16)]
+test_attention.py::test_each_pair_of_options[(causal\+(window|blocks|kv_lengths)|mask\+bias|bias\+dropout)-.*]
+test_attention.py::test_each_pair_of_options[(softcap\+alibi|sinks\+blocks|blocks\+dropout|q_lengths\+kv_lengths)-.*]
+test_attention.py::test_everything_at_once
+test_attention.py::test_scores_that_keep_growing
+test_attention.py::test_head_dims[(1|31|128|256)]
+test_attention.py::test_full_tiles[features[01]]
+test_shapes.py::.*
+test_bad_input.py::.*
+test_merge.py::.*
+test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[.*-(nan|inf)-small-None]
+test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[(mask|block_mask)-nan-(small|real)-5.0]
+test_hidden.py::(?!test_a_key_hidden_from_every).*
+test_lists.py::test_block_sizes[(16|128|block_size6)]
+test_lists.py::test_empty_blocks_are_not_read
+test_varlen.py::test_plain
+test_varlen.py::test_each_option
+test_varlen.py::test_each_pair_of_options[(causal\+window|mask\+bias|alibi\+blocks|q_lengths\+kv_lengths)]
+test_varlen.py::(?!test_plain|test_each_option|test_each_pair).*
+"""
+
+
+def mark_slow(items: list[pytest.Item]) -> None:
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is None or getattr(call.params.get("backend"), "name", None) != "emu":
+            continue
+        if not _PATTERN.fullmatch(_without_backend(item.nodeid)):
+            item.add_marker(pytest.mark.slow)
+
+
+def _without_backend(nodeid: str) -> str:
+    """Name a test as if it took no backend."""
+    name, _, parameters = nodeid.rpartition("/")[2].partition("[")
+    kept = "-".join(part for part in parameters.rstrip("]").split("-") if part != "emu")
+    return f"{name}[{kept}]" if kept else name
+
+
+def _compiled(lines: str) -> re.Pattern[str]:
+    def pattern(line: str) -> str:
+        name, bracket, parameters = line.partition("[")
+        return name + (rf"\[{parameters[:-1]}\]" if bracket else r"(\[.*\])?")
+
+    return re.compile("|".join(f"({pattern(line)})" for line in lines.split()))
+
+
+_PATTERN = _compiled(_REPRESENTATIVE)
