@@ -9,13 +9,19 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from bench import bench_block_sparse, bench_bwd, bench_fwd, bench_memory, report
+from bench import bench_block_sparse, bench_bwd, bench_fwd, bench_host, bench_memory, report
 from bench.environment import REPOSITORY, ForeignLoad, environment, machine_slug
 from bench.harness import measure
 from bench.peers import set_torch_threads
 from flashcupy import num_threads
 
-GROUPS = {"fwd": bench_fwd, "bwd": bench_bwd, "memory": bench_memory, "block_sparse": bench_block_sparse}
+GROUPS = {
+    "fwd": bench_fwd,
+    "bwd": bench_bwd,
+    "memory": bench_memory,
+    "block_sparse": bench_block_sparse,
+    "host": bench_host,
+}
 
 QUIET = 0.1  # cores that other processes may use before figures are worthless
 

@@ -12,23 +12,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flashcupy.__main__ import collect_info
+from flashcupy.info import collect_info
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Gather the facts that go with a result; nothing in them names a user, a host or a folder."""
+    """Gather the facts that go with a result on the CPU; nothing in them names a user, a host or a folder."""
     info = collect_info()
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
+        **when_and_what(),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "torch": torch_version(),
+        "torch": version_of("torch"),
         **{key: info[key] for key in ("flashcupy", "python", "numpy", "blas", "threadpoolctl")},
     }
+
+
+def when_and_what() -> dict[str, Any]:
+    """Return the date and the commit."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"date": now.isoformat(timespec="seconds"), "commit": commit()}
 
 
 class ForeignLoad:
@@ -60,7 +65,12 @@ class ForeignLoad:
 
 
 def commit() -> str:
-    """Return the commit checked out, with ``-dirty`` after it where tracked files differ from it."""
+    """Return FLASHCUPY_COMMIT, or the commit checked out, with ``-dirty`` after it where tracked files differ from it.
+
+    The variable is for a copy of the tree that came without its history.
+    """
+    if given := os.environ.get("FLASHCUPY_COMMIT"):
+        return given
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -83,9 +93,9 @@ def machine_slug() -> str:
     return f"{name}-{os.cpu_count()}c"
 
 
-def torch_version() -> str | None:
-    """Return torch's version where it is installed."""
+def version_of(distribution: str) -> str | None:
+    """Return the version of a package where it is installed."""
     try:
-        return metadata.version("torch")
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None

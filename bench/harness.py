@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 Call = Callable[[], object]
 
@@ -67,13 +68,21 @@ def measure(case: Case, budget_seconds: float) -> Row:
         else:
             row.peak_bytes[name] = peak_bytes(call)
 
+    timers = {name: partial(seconds, call) for name, call in case.candidates.items()}
+    take_turns(timers, row.seconds, case.rounds, budget_seconds)
+    return row
+
+
+def take_turns(
+    timers: Mapping[str, Callable[[], float]], samples: dict[str, list[float]], rounds: int, budget_seconds: float
+) -> None:
+    """Append what each timer returns to its samples, once a round; no round past the third starts over the budget."""
     start = time.perf_counter()
-    for done in range(case.rounds):
+    for done in range(rounds):
         if done >= MIN_ROUNDS and time.perf_counter() - start > budget_seconds:
             break
-        for name, call in case.candidates.items():
-            row.seconds[name].append(seconds(call))
-    return row
+        for name, timer in timers.items():
+            samples[name].append(timer())
 
 
 def seconds(call: Call) -> float:

@@ -1,0 +1,148 @@
+"""The rows of each section, most telling first: a section that runs out of time leaves out the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bench.gpu.candidates import ours, table, torch_flex
+from bench.gpu.candidates.base import Candidate
+from bench.gpu.measure import Timer, device_timer
+from bench.gpu.options import OPTIONS
+from bench.gpu.pattern import Pattern
+from bench.gpu.problem import Direction, Problem, square
+
+# FlexAttention compiles tens of seconds for each shape: it takes part where it has no equal, and in these rows.
+FLEX_ROWS = ((128, 8192), (64, 8192))
+PACKED = (1024, 3072, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row to be measured."""
+
+    group: str
+    problem: Problem
+    candidates: Sequence[Candidate]
+    timer: Timer = device_timer
+
+    @property
+    def name(self) -> str:
+        """Return group and row."""
+        return f"{self.group}: {self.problem.name}"
+
+
+def dense(direction: Direction, quick: bool, everyone: Sequence[Candidate]) -> Iterator[Item]:
+    """Yield 16k tokens, model width 2048: bfloat16 and D = 128 first, then head dims, then dtypes."""
+    for problem in _quick(dense_problems(direction), quick):
+        flex = problem.dtype == "bfloat16" and (problem.head_dim, problem.q_length) in FLEX_ROWS
+        candidates = [candidate for candidate in everyone if flex or candidate.name != "torch flex"]
+        yield Item(direction, problem, candidates)
+
+
+def dense_problems(direction: Direction) -> Iterator[Problem]:
+    """Yield the problems of the dense sections."""
+    for causal in (True, False):
+        yield square(direction, "bfloat16", 128, 8192, causal=causal)
+    for dtype, head_dim in (("bfloat16", 64), ("bfloat16", 256), ("float16", 128)):
+        yield square(direction, dtype, head_dim, 8192, causal=True)
+    for precision in ("highest", "tf32"):
+        yield square(direction, "float32", 128, 2048, tokens=4096, causal=True, precision=precision)
+    yield square(direction, "float64", 128, 2048, tokens=4096, causal=True)
+    for length in (2048, 16384, 512, 4096, 1024):
+        yield square(direction, "bfloat16", 128, length, causal=True)
+    yield square(direction, "bfloat16", 128, 8192, causal=True, kv_heads=2)
+    for length in (2048, 16384, 512):
+        yield square(direction, "bfloat16", 128, length)
+    for head_dim in (64, 256):
+        yield square(direction, "bfloat16", head_dim, 2048, causal=True)
+    for dtype, head_dim in (("float16", 64), ("float32", 64), ("bfloat16", 96)):
+        yield square(direction, dtype, head_dim, 2048, tokens=4096, causal=True)
+
+
+def forward(quick: bool) -> Iterator[Item]:
+    """Yield the forward, dense."""
+    yield from dense("forward", quick, table.everyone())
+
+
+def backward(quick: bool) -> Iterator[Item]:
+    """Yield the backward alone, dense."""
+    yield from dense("backward", quick, table.everyone())
+
+
+def peers(quick: bool) -> Iterator[Item]:
+    """Yield the dense rows without flashcupy, forward and backward in turn."""
+    both = [list(dense(direction, quick, table.peers())) for direction in ("forward", "backward")]
+    for pair in zip(*both, strict=True):
+        yield from pair
+
+
+def sparse(quick: bool) -> Iterator[Item]:
+    """Yield block-sparse calls, forward and backward, and their dense equals to compare with."""
+    candidates = [*ours.candidates(), *torch_flex.candidates()]
+    base = square("forward", "bfloat16", 128, 16384)
+    patterns = [Pattern("random", density, block) for block in (64, 128) for density in (0.1, 0.25, 0.05, 0.5)]
+    patterns.insert(1, Pattern("window", 1 / 16, 64))
+    problems = [base, *(replace(base, pattern=pattern) for pattern in patterns)]
+    small = [replace(base, pattern=Pattern("random", 0.1, block)) for block in (16, 32)]
+    for problem in _quick(iter([*problems, *small]), quick):
+        for direction in ("forward", "backward"):
+            yield Item(f"block-sparse {direction}", replace(problem, direction=direction), candidates)
+
+
+def options(quick: bool) -> Iterator[Item]:
+    """Yield one row per option beside the plain call, forward and backward."""
+    base = square("forward", "bfloat16", 128, 4096)
+    names = ("", "causal", *OPTIONS, "gqa", "packed")
+    problems = (_with_option(base, name) for name in names)
+    for problem in _quick(problems, quick):
+        for direction in ("forward", "backward"):
+            yield Item(f"options {direction}", replace(problem, direction=direction), table.everyone())
+
+
+def _with_option(base: Problem, name: str) -> Problem:
+    if name == "gqa":
+        return replace(base, kv_heads=max(1, base.heads // 8))
+    if name == "packed":
+        return replace(base, batch=1, q_length=sum(PACKED), kv_length=sum(PACKED), sequences=PACKED)
+    if name == "causal":
+        return replace(base, causal=True)
+    return replace(base, options=(name,) if name else ())
+
+
+def small(quick: bool) -> Iterator[Item]:
+    """Yield calls that the host or the memory bounds: the host's time, time until the result, replay of a graph."""
+    from bench.gpu.small import TIMERS
+
+    everyone = [candidate for candidate in table.everyone() if candidate.name not in ("torch flex", "JAX cuDNN")]
+    tiny = Problem("forward", "float16", 1, 8, 128, 128, 64, 8)
+    decode = Problem("forward", "bfloat16", 16, 32, 1, 8192, 128, 8)
+    problems = [tiny, replace(tiny, direction="backward"), replace(decode, batch=1, kv_length=2048), decode]
+    for problem in _quick(iter(problems), quick):
+        for name, timer in TIMERS.items():
+            yield Item(f"{name}, {problem.direction}", problem, everyone, timer)
+
+
+def _quick(problems: Iterator[Problem], quick: bool) -> Iterator[Problem]:
+    """Shrink the problems to a size at which a run only shows that it works."""
+    for problem in problems:
+        yield shrunk(problem) if quick else problem
+
+
+def shrunk(problem: Problem) -> Problem:
+    """Return a problem of one head group and 256 tokens at most, otherwise the same."""
+    ratio = problem.heads // problem.kv_heads
+    sequences = tuple(length // 64 for length in problem.sequences)
+    q_length, kv_length = (sum(sequences) or min(256, length) for length in (problem.q_length, problem.kv_length))
+    few = replace(problem, batch=min(2, problem.batch), heads=2 * ratio, kv_heads=2)
+    return replace(few, q_length=q_length, kv_length=kv_length, sequences=sequences)
+
+
+SECTIONS: dict[str, Callable[[bool], Iterator[Item]]] = {
+    "fwd": forward,
+    "bwd": backward,
+    "sparse": sparse,
+    "options": options,
+    "small": small,
+    "peers": peers,
+}

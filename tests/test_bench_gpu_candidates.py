@@ -1,0 +1,118 @@
+"""The candidates of the GPU benchmark, where their libraries run on a CPU, and why others are missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from host_gpu import HostGpu
+from oracles import oracle
+
+import flashcupy
+from bench import sanitize_case
+from bench.gpu import operands
+from bench.gpu.candidates import brought, jax_cudnn, naive, torch_flex, torch_sdpa
+from bench.gpu.candidates.base import UnavailableError
+from bench.gpu.measure import largest_error, reason
+from bench.gpu.pattern import Pattern
+from bench.gpu.problem import Problem
+from bench.gpu.reference import expected
+
+TINY = Problem("forward", "float32", 2, 4, 48, 48, 16, 4)
+BOTH = pytest.mark.parametrize("direction", ["forward", "backward"])
+
+
+def prepared_error(prepare, problem):
+    shared = operands.make(problem, np)
+    prepared = prepare(problem, shared, HostGpu())
+    with prepared.around():
+        result = prepared.call()
+    prepared.wait(result)
+    return largest_error(np, prepared.head(result), expected(problem, shared))
+
+
+@BOTH
+@pytest.mark.parametrize("causal", [False, True])
+def test_naive_is_right(direction, causal):
+    problem = replace(TINY, direction=direction, causal=causal)
+    assert prepared_error(naive.prepare, problem) < 1e-5
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_math_is_right(direction, dtype):
+    oracle("torch")
+    problem = replace(TINY, direction=direction, dtype=dtype, causal=True, kv_heads=2)
+    limit = {"float32": 1e-5, "bfloat16": 2.0**-5}[dtype]
+    assert prepared_error(torch_sdpa.candidates()[3].prepare, problem) < limit
+    biased = replace(problem, causal=False, options=("bias",))
+    assert prepared_error(torch_sdpa.candidates()[3].prepare, biased) < limit
+
+
+@BOTH
+def test_jax_is_right(direction):
+    oracle("jax")
+    problem = replace(TINY, direction=direction, dtype="bfloat16", causal=True, kv_heads=2)
+    prepare = jax_cudnn.candidates()[0].prepare.func
+    assert prepared_error(lambda *arguments: prepare("xla", *arguments), problem) < 2.0**-5
+    windowed = replace(problem, causal=False, kv_heads=4, options=("window",))
+    assert prepared_error(lambda *arguments: prepare("xla", *arguments), windowed) < 2.0**-5
+
+
+def test_flex_gets_the_blocks_of_our_mask():
+    oracle("torch")
+    for pattern in (Pattern("random", 0.4, 16), Pattern("window", 0.3, 16)):
+        problem = replace(TINY, q_length=96, kv_length=96, pattern=pattern)
+        mask = torch_flex.block_mask(problem, "cpu")
+        full, partial = pattern.grids(96, 96)
+        np.testing.assert_array_equal(mask.to_dense()[0, 0].numpy().astype(bool), full | partial)
+        assert mask.full_kv_num_blocks.sum() == full.sum()
+
+
+@pytest.mark.slow  # compiles C++
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's compiler of itself
+@pytest.mark.parametrize("option", ["softcap", "alibi", "window", "pattern"])
+def test_flex_is_right(option):
+    oracle("torch")
+    problem = replace(TINY, q_length=128, kv_length=128)
+    pattern = Pattern("window", 0.3, 16)
+    problem = replace(problem, pattern=pattern) if option == "pattern" else replace(problem, options=(option,))
+    assert prepared_error(torch_flex.prepare, problem) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("prepare", "changes", "why"),
+    [
+        (naive.prepare, {"options": ("alibi",)}, "has no equal of alibi"),
+        (naive.prepare, {"q_length": 40000, "kv_length": 40000}, "its scores take more than 4 GiB"),
+        (torch_flex.prepare, {"dtype": "float64"}, "takes no float64"),
+        (torch_sdpa.candidates()[0].prepare, {}, "takes float16 and bfloat16 only"),
+        (torch_sdpa.candidates()[3].prepare, {"pattern": Pattern("random", 0.5, 16)}, "has no block-sparse attention"),
+        (brought.prepare_fa3, {"dtype": "float16"}, "FLASHCUPY_PEERS names no folder with its files"),
+        (brought.prepare_fa4, {"sequences": (16, 32)}, "packed sequences are measured for flashcupy only"),
+    ],
+)
+def test_candidates_say_why_they_are_missing(monkeypatch, prepare, changes, why):
+    monkeypatch.delenv("FLASHCUPY_PEERS", raising=False)
+    with pytest.raises(UnavailableError) as caught:
+        prepare(replace(TINY, **changes), None, HostGpu())
+    assert reason(caught.value) == why
+
+
+def test_a_peer_whose_file_was_not_brought_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLASHCUPY_PEERS", str(tmp_path))
+    with pytest.raises(UnavailableError, match="the folder FLASHCUPY_PEERS has no fa4"):
+        brought.prepare_fa4(replace(TINY, dtype="float16"), None, HostGpu())
+
+
+def test_the_sanitized_calls_are_right(capsys):
+    assert sanitize_case.run(HostGpu()) == 0
+    assert "WRONG" not in capsys.readouterr().out
+
+
+def test_a_wrong_sanitized_call_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(flashcupy, "attention", lambda q, k, v, **arguments: np.zeros_like(q))
+    monkeypatch.setattr(sanitize_case, "problems", lambda: iter([TINY]))
+    assert sanitize_case.run(HostGpu()) == 1
+    assert capsys.readouterr().out.startswith("WRONG 1.0e+00  forward")
