@@ -1,4 +1,4 @@
-"""What a call costs on the host before a kernel starts: device arrays that are metadata only, and an empty backend.
+"""What a call costs on the host: everything but the array library and the launches themselves, which are stubs.
 
 A row is a thousand calls, so that its milliseconds are microseconds of one call.
 """
@@ -6,9 +6,12 @@ A row is a thousand calls, so that its milliseconds are microseconds of one call
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +19,8 @@ import numpy as np
 
 import flashcupy
 from bench.harness import OURS, Case
-from flashcupy import backend
 from flashcupy.cuda import device as device_module
+from flashcupy.cuda.device import DeviceProperties
 
 CALLS = 1000
 
@@ -41,10 +44,12 @@ class _Array:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3}
 
 
-class _Runtime:
-    """Stands for the array library: its own costs are not counted, so what it hands out is there already."""
+class _Gpu:
+    """Stands for the array library and a device: their own costs are not counted, so what they hand out is there."""
 
     name = "cuda:0"
+    properties = DeviceProperties("stub", (9, 0), "stub", 1, 0, "stub", "stub")
+    _scope: AbstractContextManager[None] = nullcontext()
 
     def __init__(self) -> None:
         self._results: dict[tuple[tuple[int, ...], np.dtype], _Array] = {}
@@ -61,7 +66,7 @@ class _Runtime:
     def pointer(self, array: _Array) -> int:
         return array.address
 
-    def device_of(self, array: Any) -> _Runtime:
+    def device_of(self, array: Any) -> _Gpu:
         return self
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> _Array:
@@ -73,23 +78,40 @@ class _Runtime:
     def empty_like(self, model: _Array, shape: tuple[int, ...], dtype: np.dtype) -> _Array:
         return self.empty(shape, dtype)
 
+    def scope(self) -> AbstractContextManager[None]:
+        return self._scope
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def compile(self, source: str, entry: str, include: Path) -> bytes:
+        return entry.encode()
+
+    def load(self, path: Path, entry: str, shared_bytes: int) -> str:
+        return entry
+
+    def launch(self, kernel: Any, grid: int, block: int, shared_bytes: int, params: bytearray) -> None:
+        pass
+
 
 @contextmanager
-def _stubbed() -> Iterator[None]:
-    """Install the runtime, and a backend that computes nothing."""
-    stub = SimpleNamespace(forward=lambda problem, out, lse, keep: None, backward=lambda *_, **__: None)
-    package, installed = backend._package, list(device_module._installed)
-    device_module._installed[:] = [_Runtime()]  # type: ignore[list-item]
-    backend._package = lambda name: stub  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        backend._package = package
-        device_module._installed[:] = installed
+def _stubbed(gpu: _Gpu) -> Iterator[None]:
+    """Install a device that launches nothing, and a kernel cache of its own."""
+    installed, before = list(device_module._installed), dict(os.environ)
+    device_module._installed[:] = [gpu]  # type: ignore[list-item]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"FLASHCUPY_CACHE_DIR": folder, "FLASHCUPY_CHECK": "off"}
+        try:
+            yield
+        finally:
+            device_module._installed[:] = installed
+            for name in ("FLASHCUPY_CACHE_DIR", "FLASHCUPY_CHECK"):
+                os.environ.pop(name)
+            os.environ |= before
 
 
-def _repeat(call: Callable[[], object]) -> None:
-    with _stubbed():
+def _repeat(gpu: _Gpu, call: Callable[[], object]) -> None:
+    with _stubbed(gpu):
         for _ in range(CALLS):
             call()
 
@@ -97,7 +119,7 @@ def _repeat(call: Callable[[], object]) -> None:
 def cases(quick: bool) -> Iterator[Case]:
     """Yield forward calls with few and many options, on device and host arrays, and a backward."""
     q, out = (_Array((4, 16, 1024, 64), np.dtype(np.float16)) for _ in range(2))
-    host = np.empty((4, 16, 16, 64), np.float16)
+    packed, cu = _Array((16, 4096, 64), np.dtype(np.float16)), np.arange(0, 4097, 1024, dtype=np.int32)
     options: dict[str, Any] = {
         "bias": _Array((1024, 1024), q.dtype),
         "mask": _Array((4, 1, 1024, 1024), np.dtype(np.bool_)),
@@ -106,15 +128,16 @@ def cases(quick: bool) -> Iterator[Case]:
         "softcap": 20.0,
         "window": (256, 0),
     }
-    with _stubbed():
+    gpu = _Gpu()
+    with _stubbed(gpu):
         _, residuals = flashcupy.attention_fwd(q, q, q, causal=True)
     rows = {
         "attention": partial(flashcupy.attention, q, q, q, causal=True),
         "attention, out= given": partial(flashcupy.attention, q, q, q, causal=True, out=out),
         "attention, many options": partial(flashcupy.attention, q, q, q, **options),
-        "attention on host arrays": partial(flashcupy.attention, host, host, host, causal=True),
+        "attention_varlen, cu_seqlens on the host": partial(flashcupy.attention_varlen, packed, packed, packed, cu, cu),
         "attention_fwd": partial(flashcupy.attention_fwd, q, q, q, causal=True),
         "attention_bwd": partial(flashcupy.attention_bwd, q, residuals),
     }
     for name, call in rows.items():
-        yield Case(f"host, {CALLS} calls: ms are microseconds a call", name, {OURS: partial(_repeat, call)})
+        yield Case(f"host, {CALLS} calls: ms are microseconds a call", name, {OURS: partial(_repeat, gpu, call)})
