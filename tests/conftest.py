@@ -4,6 +4,8 @@ import pytest
 from backends import BACKENDS, why_no_gpu
 from emulated import mark_slow
 
+_left_out = pytest.StashKey[str]()
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
@@ -13,12 +15,15 @@ def backend(request):
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m "not slow" looks
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     mark_slow(items)
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and (reason := why_no_gpu()):
+        # Hundreds of skips would bury those that say something about the code.
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=on_gpu)
+        config.stash[_left_out] = f"left out {len(on_gpu)} tests marked gpu: {reason}"
 
 
-@pytest.hookimpl(trylast=True)  # when what -m leaves out is gone
-def pytest_collection_finish(session):
-    for item in session.items:
-        if item.get_closest_marker("gpu") and why_no_gpu():
-            item.add_marker(pytest.mark.skip(reason=why_no_gpu()))
+def pytest_report_collectionfinish(config):
+    return config.stash.get(_left_out, "")
