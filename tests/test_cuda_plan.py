@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -245,6 +246,22 @@ def test_under_capture_only_what_is_warmed_up_runs(recorder):
     out, residuals = fc.attention_fwd(x, x, x, **options)
     fc.attention_bwd(out, residuals)
     assert [name.partition("_")[0] for name in recorder.entries] == ["upload", "fwd", "upload", "bwd", "dq", "dkv"]
+
+
+def test_temporary_memory_of_a_captured_call_lives_as_long_as_its_result(recorder):
+    x = EmuArray(np.zeros((1, 33, 24), np.float16), recorder)
+    fc.warmup(x, x, x, kv_lengths=30)
+    made = []
+    empty = recorder.empty
+    recorder.empty = lambda shape, dtype: (made.append(weakref.ref(array := empty(shape, dtype))), array)[1]
+    for capturing in (False, True):
+        recorder.capturing = capturing
+        made.clear()
+        out = fc.attention(x, x, x, kv_lengths=30)
+        lse, workspace = made[-2:]
+        assert (lse() is not None) == (workspace() is not None) == capturing
+        del out
+        assert lse() is workspace() is None
 
 
 def test_explain_knows_what_is_compiled(recorder):

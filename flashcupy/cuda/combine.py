@@ -42,7 +42,7 @@ def merge(parts: list[Array], logs: list[Array], target: Array, lse: Array) -> N
     host = [("outs", table[: table.size // 2]), ("lses", table[table.size // 2 :])]
     with device.scope():
         launches = (LaunchRecord(kernel, blocks(elements, kernel.threads), bytes(params), slots),) if elements else ()
-        prepare(device, Plan(launches, {}, 0), host, lambda: None).run(device, {}, host)
+        prepare(device, Plan(launches, {}, 0), host, lambda: None).run(device, {}, host, target)
 
 
 def _trailing(array: Array, dims: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,13 +62,19 @@ class ReadyPlan:
     def workspace_bytes(self) -> int:
         return self.plan.workspace_bytes + self.upload_bytes
 
-    def run(self, device: Device, addresses: dict[str, int], host: Sequence[tuple[str, np.ndarray]]) -> None:
-        """Launch everything on the current stream. `addresses` gives those of all slots but temporary ones."""
+    def run(
+        self, device: Device, addresses: dict[str, int], host: Sequence[tuple[str, np.ndarray]], result: Any
+    ) -> None:
+        """Launch everything on the current stream, into `result` among others.
+
+        `addresses` gives those of all slots but temporary ones.
+        """
         start = 0
         if self.workspace_bytes:
             # Freed on return, which is in stream order: the pool gives it to later work of this stream only.
             workspace = device.empty((self.workspace_bytes,), _BYTE)
             start = runtime().pointer(workspace)
+            outlive_graph(device, result, workspace)
         for slot, offset in self.plan.workspace.items():
             addresses[slot] = start + offset
         if host:
@@ -96,6 +103,19 @@ class ReadyPlan:
             params[_UPLOAD_DATA : _UPLOAD_DATA + len(part)] = part
             blocks = -(-words // self.upload.threads)
             device.launch(self.upload.handle, blocks, self.upload.threads, 0, params)
+
+
+def outlive_graph(device: Device, result: Any, *arrays: Any) -> None:
+    """While a graph is captured, tie the life of what it writes besides its result to the result's.
+
+    Each replay writes all of it again: memory that went back to the pool would be somebody else's by then.
+    """
+    if device.is_capturing():
+        weakref.finalize(result, _release, arrays).atexit = False
+
+
+def _release(arrays: tuple[Any, ...]) -> None:
+    """Drop the last references."""
 
 
 _BYTE = np.dtype(np.uint8)

@@ -13,7 +13,7 @@ from flashcupy.arrays import accumulator
 from flashcupy.cuda import families, first_use
 from flashcupy.cuda.calls import Call
 from flashcupy.cuda.fallback import first_that_works
-from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, prepare
+from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, outlive_graph, prepare
 from flashcupy.cuda.plan import Plan
 from flashcupy.results import Explanation
 from flashcupy.spec import AttentionProblem
@@ -45,8 +45,9 @@ def forward(problem: AttentionProblem, out: Array, lse: Array, keep: bool) -> Ke
     with call.device.scope():
         kept = Kept(lse, _new_stats(call)) if keep else None
         _add_results(call, out, lse, None if kept is None else kept.stats)
+        outlive_graph(call.device, out, lse, kept)
         call.add_lists(transposed=False)
-        _ready_forward(call).run(call.device, call.addresses, call.host)
+        _ready_forward(call).run(call.device, call.addresses, call.host, out)
     return kept
 
 
@@ -70,7 +71,7 @@ def backward(
         call.add_lists(transposed=False)
         if "k" in grads or "v" in grads:
             call.add_lists(transposed=True)
-        _ready_backward(call, tuple(grads)).run(call.device, call.addresses, call.host)
+        _ready_backward(call, tuple(grads)).run(call.device, call.addresses, call.host, next(iter(grads.values())))
 
 
 def warmup(problem: AttentionProblem, backward: bool) -> None:
