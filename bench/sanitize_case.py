@@ -1,6 +1,6 @@
 """A small set of calls for compute-sanitizer: every kind of kernel on sizes that do not fit its tiles.
 
-``compute-sanitizer --tool memcheck python bench/sanitize_case.py``
+``compute-sanitizer --tool memcheck python -m bench.sanitize_case``
 """
 
 from __future__ import annotations

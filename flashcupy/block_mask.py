@@ -159,9 +159,10 @@ class BlockMask(ListConstructors, PatternConstructors):
     def device_copy(self, key: Hashable, copy: Callable[[], Any]) -> Any:
         """What `copy` made of the lists for a device, kept until a rewrite; for backends."""
         with self._copy_lock:
-            if key not in self._device_copies:
-                self._device_copies[key] = copy()
-            return self._device_copies[key]
+            copies = self._device_copies  # a rewrite meanwhile starts anew, and must not get what was copied before it
+            if key not in copies:
+                copies[key] = copy()
+            return copies[key]
 
     @property
     def transposed(self) -> BlockLists:

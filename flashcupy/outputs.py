@@ -98,16 +98,10 @@ def grad_arrays(
 
 def grads_out(problem: AttentionProblem, result: dict[str, Array], given: Any) -> AttentionGrads:
     """The caller's own objects where he gave them."""
-    own = given or AttentionGrads()
-    return AttentionGrads(
-        **{
-            grad_name: getattr(own, grad_name)
-            if getattr(own, grad_name) is not None
-            else arrays.write_back(result[name], problem.library)
-            for name, grad_name in _GRAD_OF.items()
-            if name in result
-        }
-    )
+    # Those are handed over too: that is when torch's own stream learns to wait for ours.
+    handed = {_GRAD_OF[name]: arrays.write_back(array, problem.library) for name, array in result.items()}
+    own = {} if given is None else {name: x for name, x in given._asdict().items() if x is not None}
+    return AttentionGrads(**{**handed, **own})
 
 
 def _writable(

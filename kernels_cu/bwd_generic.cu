@@ -3,12 +3,7 @@
 #include <ptx/shuffle.cuh>
 #include <schedule/band.cuh>
 #include <schedule/list.cuh>
-#include <score/alibi.cuh>
-#include <score/bias.cuh>
-#include <score/dropout.cuh>
-#include <score/mask.cuh>
-#include <score/scale.cuh>
-#include <score/softcap.cuh>
+#include <score/features.cuh>
 #include <tile/gradient.cuh>
 
 // ---- dq ----
@@ -96,8 +91,7 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dq_generic(const AttentionParams& params) {
     auto& shared = shared_memory<QueryShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner),
-                              given(params.dq) ? chunks<Tiles>(params.head_dim) : 1, params.q_heads);
+    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.q.allotted) continue;
@@ -190,10 +184,7 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dkv_generic(const AttentionParams& params) {
     auto& shared = shared_memory<KeyShared<Tiles, Schedule>>();
-    const i32 dk_chunks = given(params.dk) ? chunks<Tiles>(params.head_dim) : 1;
-    const i32 dv_chunks = given(params.dv) ? chunks<Tiles>(params.v_dim) : 1;
-    StaticScheduler scheduler(params, ceil_div(params.kv_len, Tiles::kOwner),
-                              dk_chunks > dv_chunks ? dk_chunks : dv_chunks, params.kv_heads);
+    StaticScheduler scheduler(params, ceil_div(params.kv_len, Tiles::kOwner), params.kv_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.k.allotted) continue;

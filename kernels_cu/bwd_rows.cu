@@ -37,7 +37,7 @@ __device__ inline void stats_from_lse(const AttentionParams& params, const Work&
 // lse is given where the statistics have to be computed.
 template <class Acc, int kRows, int kThreads>
 __device__ __forceinline__ void bwd_rows(const AttentionParams& params) {
-    StaticScheduler scheduler(params, ceil_div(params.q_len, kRows), 1, params.q_heads);
+    StaticScheduler scheduler(params, ceil_div(params.q_len, kRows), params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         for (i32 n = thread_index() / kWarp; n < kRows; n += kThreads / kWarp) {

@@ -4,12 +4,7 @@
 // yields. Scores live in registers, weights pass through shared memory to be multiplied with values.
 #include <schedule/band.cuh>
 #include <schedule/list.cuh>
-#include <score/alibi.cuh>
-#include <score/bias.cuh>
-#include <score/dropout.cuh>
-#include <score/mask.cuh>
-#include <score/scale.cuh>
-#include <score/softcap.cuh>
+#include <score/features.cuh>
 #include <tile/visibility.cuh>
 
 template <class Tiles, class Schedule>
@@ -118,8 +113,7 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void fwd_generic(const AttentionParams& params) {
     auto& shared = shared_memory<ForwardShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner),
-                              chunks<Tiles>(params.v_dim), params.q_heads);
+    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.q.allotted) continue;

@@ -63,6 +63,7 @@ struct AttentionParams {
     i32 kv_rows;
     i32 head_dim;
     i32 v_dim;
+    i32 chunks;  // of the result's columns, each a piece of work
     i32 left;    // window, kFar without bound; causal has right = 0
     i32 right;
     i32 top_left;

@@ -31,19 +31,31 @@ class FakeConfig:
         return f"#include <fwd.cu>\n{self.body}\n"
 
 
+class KernelFaultError(RuntimeError):
+    """What a kernel does to its device."""
+
+
 @dataclass(eq=False)
 class FakeDevice:
-    """`broken` makes every load fail; `seconds` is what compiling takes."""
+    """`broken` makes every load fail; `seconds` is what compiling takes; `fault` is what earlier work did wrong."""
 
     name: str = "cuda:0"
     properties: DeviceProperties = PROPERTIES
     seconds: float = 0.0
     broken: bool = False
+    fault: Exception | None = None
     compiled: list = field(default_factory=list)
     loaded: list = field(default_factory=list)
 
     def scope(self):
         return contextlib.nullcontext()
+
+    def synchronize(self):
+        if self.fault is not None:
+            raise self.fault
+
+    def is_kernel_fault(self, error):
+        return isinstance(error, KernelFaultError)
 
     def compile(self, source, entry, include):
         self.compiled.append(entry)

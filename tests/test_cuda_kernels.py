@@ -7,13 +7,10 @@ import mmap
 import numpy as np
 import pytest
 from backends import EmuBackend
-from emu.arrays import EmuArray, EmuRuntime
-from emu.device import EmuDevice
+from emu.arrays import EmuArray
 
 import flashcupy as fc
-from flashcupy.cuda import config, first_use, matrix, verdicts
-from flashcupy.cuda import device as device_module
-from flashcupy.errors import FirstUseError
+from flashcupy.cuda import config
 from flashcupy.philox import keep_mask, keep_scale, keep_threshold
 
 _BACKEND = EmuBackend()
@@ -43,7 +40,14 @@ def _results(device, **options):
 
 def test_the_same_bits_in_every_order(device):
     blocks = fc.BlockMask.from_dense(_normal(40, 70) > 0, block_size=16)
-    options = {"bias": _normal(70), "sinks": _normal(4), "dropout": 0.2, "seed": 3, "block_mask": blocks, "causal": True}
+    options = {
+        "bias": _normal(70),
+        "sinks": _normal(4),
+        "dropout": 0.2,
+        "seed": 3,
+        "block_mask": blocks,
+        "causal": True,
+    }
     with device.using(lane_order="forward", block_order="forward"):
         first = _results(device, **options)
     for lanes, order in (("reverse", "reverse"), ("random", "random"), ("random", "forward")):
@@ -103,7 +107,9 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named from Python 3.13 on
 def test_strides_beyond_32_bits(device):
     """Rows and heads gigabytes apart, in memory that is reserved but mostly never touched."""
     apart, rows, dim = 3 << 30, 3, 4
-    memory = np.frombuffer(mmap.mmap(-1, 2 * rows * apart, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE), np.uint8)
+    memory = np.frombuffer(
+        mmap.mmap(-1, 2 * rows * apart, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE), np.uint8
+    )
     strides = (rows * apart, apart, 4)
     host = np.ndarray((2, rows, dim), np.float32, memory, 0, strides)
     host[...] = _normal(2, rows, dim)
@@ -133,67 +139,3 @@ def test_a_full_tile_evaluates_no_mask(device):
     full = device.accesses
     fc.attention(x, x, x, block_mask=mask, kv_lengths=63)
     assert full < device.accesses
-
-
-# ---- first-use checks ------------------------------------------------------------------------------------------------
-
-_CASES = list(matrix.check_cases())
-
-
-def test_cases_have_names_of_their_own():
-    assert len({case.name for case in _CASES}) == len(_CASES)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=() if n % 12 == 5 else pytest.mark.slow)
-        for n, case in enumerate(_CASES)
-    ],
-)
-def test_first_use_cases_pass(device, case):
-    assert case.run(device) is None
-
-
-@pytest.fixture
-def new_gpu(device, monkeypatch, tmp_path):
-    """A device that no kernel has run on."""
-    monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own := EmuDevice())])
-    monkeypatch.setattr(verdicts, "_good", set())
-    monkeypatch.setenv("FLASHCUPY_CHECK", "first-use")
-    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
-    return own
-
-
-_WRONG = """
-struct Wrong : Hook {
-    using Hook::Hook;
-    template <class Fragment, class Bits, class Place>
-    __device__ void scores(Fragment& fragment, Bits&, const Place&) {
-        for (auto& row : fragment.at) row[0] *= 1.001f;
-    }
-};
-extern"""
-
-
-def test_a_wrong_kernel_is_found_at_first_use(new_gpu, monkeypatch):
-    unit = config.GenericConfig.translation_unit
-    monkeypatch.setattr(
-        config.GenericConfig,
-        "translation_unit",
-        lambda self: unit(self).replace("extern", _WRONG, 1).replace("Scale<Tiles>>", "Scale<Tiles>, Wrong>"),
-    )
-    x = new_gpu.from_host(_normal(1, 40, 24))
-    for _ in range(2):  # the second time from the verdict
-        with pytest.raises(FirstUseError, match="error"):
-            fc.attention(x, x, x)
-
-
-def test_a_right_kernel_is_checked_once(new_gpu, monkeypatch):
-    runs = []
-    run = first_use.Case.run
-    monkeypatch.setattr(first_use.Case, "run", lambda self, on: (runs.append(self.name), run(self, on))[1])
-    for length in (40, 50):
-        x = new_gpu.from_host(_normal(1, length, 23))
-        fc.attention(x, x, x, kv_lengths=length)
-    assert runs == ["float32-d23-v23-fwd"]

@@ -363,6 +363,21 @@ class TestForeignArrays:
             runtime.read(SimpleNamespace(__dlpack__=None), "q")
 
 
+@pytest.mark.parametrize("status", [700, 702, 710, 714, 715, 716, 717, 718, 719, 720])
+def test_errors_that_a_kernel_causes(fake, status):
+    device = cupy_device.CupyDevice(0)
+    assert device.is_kernel_fault(CudaError(status))
+    for other in (CudaError(2), CudaError(906), RuntimeError("no"), MemoryError()):
+        assert not device.is_kernel_fault(other)
+
+
+def test_waiting_is_for_the_own_device(fake):
+    waited = []
+    fake.module.cuda.Device = lambda ordinal: SimpleNamespace(synchronize=lambda: waited.append(ordinal))
+    cupy_device.CupyDevice(1).synchronize()
+    assert waited == [1]
+
+
 def test_the_protocols_are_met():
     """mypy holds the signatures; this holds that nothing is missing."""
     for protocol, implementation in ((Device, cupy_device.CupyDevice(0)), (Runtime, cupy_device.CupyRuntime)):

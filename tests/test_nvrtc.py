@@ -15,7 +15,7 @@ WRAPPERS = (Path(__file__).parent / "data" / "every_ptx_wrapper.cu").read_text()
 # One NVRTC compiles the whole matrix, the other sentinels: enough to see that it knows the language used.
 MATRIX_NVRTC, OTHER_NVRTC = 12, 13
 MATRIX_ARCHS = ("sm_80", "sm_90a", "sm_120")
-SENTINEL_ARCHS = ("sm_75", "sm_86", "sm_89", "sm_100")
+SENTINEL_ARCHS = ("sm_70", "sm_75", "sm_86", "sm_89", "sm_100")
 
 
 def configs(which: str) -> list:

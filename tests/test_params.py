@@ -12,7 +12,6 @@ from oracles import nvrtc_library
 from flashcupy.cuda import params
 from flashcupy.errors import KernelCompileError
 
-
 _KERNEL = '#include <params.cuh>\nextern "C" __global__ void layout(const __grid_constant__ Operand params) {}\n'
 
 

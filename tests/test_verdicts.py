@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_device import PROPERTIES, FakeDevice
+from fake_device import PROPERTIES, FakeDevice, KernelFaultError
 
 from flashcupy.cuda import cache, processes, verdicts
 from flashcupy.cuda.compile import LoadedKernel
@@ -44,6 +44,16 @@ def make_kernel(folder, name="fwd_fake", digest="d0" * 32):
     return LoadedKernel(name, 128, 0, None, digest, folder / f"{digest[:32]}.bin")
 
 
+def ensure(device, kernels, run, launched=None):
+    """`run` is what follows the launch of the kernels, or of those in `launched`."""
+
+    def launch():
+        verdicts.note_launches(kernels if launched is None else launched)
+        return run()
+
+    verdicts.ensure_checked(device, kernels, lambda: launch)
+
+
 class Check:
     """What `run` does, counted."""
 
@@ -64,10 +74,10 @@ def verdict_files(folder):
 def test_a_good_kernel_is_checked_once_and_the_verdict_outlives_the_process(kernel, monkeypatch, tmp_path):
     check = Check()
     assert not verdicts.is_checked(DEVICE, [kernel])
-    verdicts.ensure_checked(DEVICE, [kernel], check)
-    verdicts.ensure_checked(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
     new_process(monkeypatch)
-    verdicts.ensure_checked(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
     assert check.calls == 1
     assert verdicts.is_checked(DEVICE, [kernel])
     (path,) = verdict_files(tmp_path)
@@ -77,7 +87,7 @@ def test_a_good_kernel_is_checked_once_and_the_verdict_outlives_the_process(kern
 
 @pytest.mark.parametrize("change", ["binary", "gpu", "driver"])
 def test_a_verdict_is_for_one_binary_gpu_and_driver(kernel, tmp_path, change):
-    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    ensure(DEVICE, [kernel], Check())
     device, other = DEVICE, kernel
     if change == "binary":
         other = make_kernel(tmp_path, digest="e1" * 32)
@@ -85,7 +95,7 @@ def test_a_verdict_is_for_one_binary_gpu_and_driver(kernel, tmp_path, change):
         field = {"gpu": "name", "driver": "driver"}[change]
         device = FakeDevice(properties=replace(PROPERTIES, **{field: "another"}))
     check = Check()
-    verdicts.ensure_checked(device, [other], check)
+    ensure(device, [other], check)
     assert check.calls == 1
     assert len(verdict_files(tmp_path)) == 2
 
@@ -94,7 +104,7 @@ def test_a_failed_kernel_is_refused_until_the_file_is_deleted(kernel, monkeypatc
     check = Check("row 3 is off by 0.5")
     for _ in range(2):
         with pytest.raises(FirstUseError, match=r"kernel fwd_fake .* on Fake GPU: row 3 is off by 0\.5") as caught:
-            verdicts.ensure_checked(DEVICE, [kernel], check)
+            ensure(DEVICE, [kernel], check)
         new_process(monkeypatch)
     assert check.calls == 1
     error = caught.value
@@ -106,43 +116,46 @@ def test_a_failed_kernel_is_refused_until_the_file_is_deleted(kernel, monkeypatc
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
     Path(error.verdict_path).unlink()
-    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    ensure(DEVICE, [kernel], Check())
 
 
-def test_a_cuda_error_during_the_check_is_a_failure(kernel):
-    error = RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
-    with pytest.raises(FirstUseError, match="RuntimeError: CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
-        verdicts.ensure_checked(DEVICE, [kernel], Check(error))
+def test_a_fault_of_a_kernel_during_the_check_is_a_failure(kernel):
+    error = KernelFaultError("CUDA_ERROR_ILLEGAL_ADDRESS")
+    with pytest.raises(FirstUseError, match="KernelFaultError: CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
+        ensure(DEVICE, [kernel], Check(error))
     assert caught.value.__cause__ is error
     with pytest.raises(FirstUseError):
-        verdicts.ensure_checked(DEVICE, [kernel], Check())
+        ensure(DEVICE, [kernel], Check())
 
 
 @pytest.mark.parametrize(
     "error",
-    [KeyboardInterrupt(), MemoryError(), KernelCompileError("other", (), ""), UnsupportedError(), TypeError()],
+    [
+        *(KeyboardInterrupt(), MemoryError(), RecursionError(), RuntimeError("out of memory"), TypeError()),
+        *(KernelCompileError("other", (), ""), FirstUseError("other", "", ""), UnsupportedError()),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_not_the_kernels_fault_leaves_no_verdict(kernel, tmp_path, error):
     with pytest.raises(type(error)):
-        verdicts.ensure_checked(DEVICE, [kernel], Check(error))
+        ensure(DEVICE, [kernel], Check(error))
     assert verdict_files(tmp_path) == []
     check = Check()
-    verdicts.ensure_checked(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
     assert check.calls == 1
 
 
 def test_one_run_serves_all_kernels_that_lack_a_verdict(kernel, tmp_path):
     others = [make_kernel(tmp_path, name, digest * 32) for name, digest in (("combine", "e1"), ("lists", "f2"))]
-    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    ensure(DEVICE, [kernel], Check())
     check = Check("wrong")
     with pytest.raises(FirstUseError, match="kernel combine, lists failed") as caught:
-        verdicts.ensure_checked(DEVICE, [kernel, *others], check)
+        ensure(DEVICE, [kernel, *others], check)
     assert check.calls == 1
     for path in caught.value.verdict_path.split():
         Path(path).unlink()
     assert len(verdict_files(tmp_path)) == 1
-    verdicts.ensure_checked(DEVICE, [kernel, *others], Check())
+    ensure(DEVICE, [kernel, *others], Check())
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["kept", "in memory"])
@@ -154,22 +167,22 @@ def test_a_family_that_fails_does_not_condemn_the_helpers_it_shares(kernel, tmp_
     if not written:
         refuse_writing(monkeypatch)
     with pytest.raises(FirstUseError):
-        verdicts.ensure_checked(DEVICE, [kernel, helper], Check("wrong"))
+        ensure(DEVICE, [kernel, helper], Check("wrong"))
     refused = Check()
     with pytest.raises(FirstUseError):
-        verdicts.ensure_checked(DEVICE, [kernel, helper], refused)
+        ensure(DEVICE, [kernel, helper], refused)
 
     clearing = Check()
-    verdicts.ensure_checked(DEVICE, [generic, helper], clearing)
+    ensure(DEVICE, [generic, helper], clearing)
     assert clearing.calls == 1
     for asked_for in ([kernel, helper], [kernel], [kernel, generic]):
         with pytest.raises(FirstUseError, match="kernel fwd_fake failed"):
-            verdicts.ensure_checked(DEVICE, asked_for, refused)
+            ensure(DEVICE, asked_for, refused)
     assert refused.calls == 0
     if written:
         new_process(monkeypatch)
         with pytest.raises(FirstUseError, match="kernel fwd_fake failed"):
-            verdicts.ensure_checked(DEVICE, [kernel, helper], refused)
+            ensure(DEVICE, [kernel, helper], refused)
 
 
 def test_a_helper_that_is_to_blame_fails_every_family(kernel, tmp_path):
@@ -178,11 +191,11 @@ def test_a_helper_that_is_to_blame_fails_every_family(kernel, tmp_path):
     )
     for main in (kernel, generic):
         with pytest.raises(FirstUseError):
-            verdicts.ensure_checked(DEVICE, [main, helper], Check("wrong"))
+            ensure(DEVICE, [main, helper], Check("wrong"))
     for main in (kernel, generic):
         with pytest.raises(FirstUseError):
-            verdicts.ensure_checked(DEVICE, [main, helper], Check())
-        verdicts.ensure_checked(DEVICE, [main], Check())  # alone it is not known to be bad
+            ensure(DEVICE, [main, helper], Check())
+        ensure(DEVICE, [main], Check())  # alone it is not known to be bad
 
 
 def test_the_marker_is_there_while_the_check_runs(kernel, tmp_path):
@@ -190,18 +203,47 @@ def test_the_marker_is_there_while_the_check_runs(kernel, tmp_path):
         (path,) = verdict_files(tmp_path)
         assert json.loads(path.read_text())["verdict"] == "checking"
 
-    verdicts.ensure_checked(DEVICE, [kernel], run)
+    ensure(DEVICE, [kernel], run)
 
 
 def test_a_check_may_use_the_kernels_it_checks_and_check_others(kernel, tmp_path):
     other, inner = make_kernel(tmp_path, "combine", "e1" * 32), Check()
 
     def run():
-        verdicts.ensure_checked(DEVICE, [kernel], lambda: pytest.fail("would never end"))
-        verdicts.ensure_checked(DEVICE, [kernel, other], inner)
+        ensure(DEVICE, [kernel], lambda: pytest.fail("would never end"))
+        ensure(DEVICE, [kernel, other], inner)
 
-    verdicts.ensure_checked(DEVICE, [kernel], run)
+    ensure(DEVICE, [kernel], run)
     assert inner.calls == 1
+
+
+def test_what_is_got_ready_for_a_check_comes_before_its_marker(kernel, tmp_path):
+    def check():
+        assert verdict_files(tmp_path) == []
+        raise FirstUseError("another", "Fake GPU", "wrong")
+
+    with pytest.raises(FirstUseError, match="another"):
+        verdicts.ensure_checked(DEVICE, [kernel], check)
+    assert verdict_files(tmp_path) == []
+
+
+def test_what_earlier_work_broke_is_not_the_kernels_fault(kernel, tmp_path):
+    check = Check()
+    with pytest.raises(KernelFaultError):
+        ensure(FakeDevice(fault=KernelFaultError("somebody's kernel")), [kernel], check)
+    assert check.calls == 0
+    assert verdict_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("outcome", [None, "wrong"])
+def test_a_kernel_that_was_not_launched_gets_no_verdict(kernel, tmp_path, outcome):
+    other = make_kernel(tmp_path, "combine", "e1" * 32)
+    error = RuntimeError if outcome is None else FirstUseError
+    match = "kernel combine never launched" if outcome is None else "kernel fwd_fake failed"
+    with pytest.raises(error, match=match):
+        ensure(DEVICE, [kernel, other], Check(outcome), launched=[kernel])
+    assert len(verdict_files(tmp_path)) == 1
+    assert not verdicts.is_checked(DEVICE, [other])
 
 
 def test_threads_that_race_check_once(kernel):
@@ -209,7 +251,7 @@ def test_threads_that_race_check_once(kernel):
 
     def ask():
         start.wait()
-        verdicts.ensure_checked(DEVICE, [kernel], lambda: calls.append(time.sleep(0.05)))
+        ensure(DEVICE, [kernel], lambda: calls.append(time.sleep(0.05)))
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
@@ -224,13 +266,12 @@ import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fake_device import FakeDevice
-from test_verdicts import make_kernel
-from flashcupy.cuda import verdicts
+from test_verdicts import ensure, make_kernel
 def run():
     print("checking", flush=True)
     sys.stdin.readline()
     {end}
-verdicts.ensure_checked(FakeDevice(), [make_kernel(Path({folder!r}))], run)
+ensure(FakeDevice(), [make_kernel(Path({folder!r}))], run)
 """
 
 
@@ -242,13 +283,23 @@ def start_checker(folder, end="return None"):
 
 
 @pytest.mark.parametrize("death", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
-def test_a_process_that_died_during_its_check_condemns_the_kernel(kernel, tmp_path, death):
-    process = start_checker(tmp_path, death)
-    process.communicate("go\n", timeout=60)
+def test_one_death_during_a_check_is_forgiven(kernel, tmp_path, death):
+    start_checker(tmp_path, death).communicate("go\n", timeout=60)
+    assert not verdicts.is_checked(DEVICE, [kernel])
+    check = Check()
+    ensure(DEVICE, [kernel], check)
+    assert check.calls == 1
+    assert verdicts.is_checked(DEVICE, [kernel])
+
+
+def test_a_second_death_condemns_the_kernel(kernel, tmp_path):
+    for _ in range(2):
+        process = start_checker(tmp_path, "os.kill(os.getpid(), 9)")
+        process.communicate("go\n", timeout=60)
     check = Check()
     for _ in range(2):
-        with pytest.raises(FirstUseError, match=f"process {process.pid} died while it checked the kernel; delete"):
-            verdicts.ensure_checked(DEVICE, [kernel], check)
+        with pytest.raises(FirstUseError, match=f"process {process.pid} died while it checked .* before; delete"):
+            ensure(DEVICE, [kernel], check)
     assert check.calls == 0
 
 
@@ -256,7 +307,7 @@ def test_a_live_process_that_checks_does_not(kernel, tmp_path, monkeypatch):
     process = start_checker(tmp_path)
     try:
         check = Check()
-        verdicts.ensure_checked(DEVICE, [kernel], check)
+        ensure(DEVICE, [kernel], check)
         assert check.calls == 1
     finally:
         process.communicate("go\n", timeout=60)
@@ -272,7 +323,7 @@ def marker(folder, kernel, monkeypatch, **process):
         patch.setattr(verdicts, "this_process", lambda: identity)
         patch.setattr(Path, "unlink", lambda path: None)  # killed, it could not take its marker back
         with pytest.raises(SystemExit):
-            verdicts.ensure_checked(DEVICE, [kernel], Check(SystemExit()))
+            ensure(DEVICE, [kernel], Check(SystemExit()))
     (path,) = verdict_files(folder)
     assert json.loads(path.read_text())["verdict"] == "checking"
 
@@ -280,25 +331,27 @@ def marker(folder, kernel, monkeypatch, **process):
 def test_a_marker_of_another_host_says_nothing(kernel, tmp_path, monkeypatch):
     marker(tmp_path, kernel, monkeypatch, host="elsewhere", pid=1, started="long ago")
     check = Check()
-    verdicts.ensure_checked(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
     assert check.calls == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux's /proc tells when a process started")
 def test_a_later_process_of_the_same_number_is_another_one(kernel, tmp_path, monkeypatch):
-    marker(tmp_path, kernel, monkeypatch, started="before the last boot")
+    for _ in range(2):
+        marker(tmp_path, kernel, monkeypatch, started="before the last boot")
     with pytest.raises(FirstUseError, match="died"):
-        verdicts.ensure_checked(DEVICE, [kernel], Check())
+        ensure(DEVICE, [kernel], Check())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="zombies are told from Linux's /proc")
 def test_a_dead_process_that_nobody_waited_for_is_dead(kernel, tmp_path):
+    start_checker(tmp_path, "os._exit(3)").communicate("go\n", timeout=60)
     process = start_checker(tmp_path, "os._exit(3)")
     process.stdin.close()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and still has its number
     try:
         with pytest.raises(FirstUseError, match="died"):
-            verdicts.ensure_checked(DEVICE, [kernel], Check())
+            ensure(DEVICE, [kernel], Check())
     finally:
         process.wait()
         process.stdout.close()
@@ -314,11 +367,11 @@ def test_without_start_times_the_number_decides(monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verdict": "checking"}', b'{"verdict": "fine"}'])
 def test_a_file_that_is_no_verdict_is_checked_again(kernel, tmp_path, monkeypatch, content):
-    verdicts.ensure_checked(DEVICE, [kernel], Check())
+    ensure(DEVICE, [kernel], Check())
     verdict_files(tmp_path)[0].write_bytes(content)
     new_process(monkeypatch)
     check = Check()
-    verdicts.ensure_checked(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
     assert check.calls == 1
 
 
@@ -335,19 +388,19 @@ def test_an_unwritable_folder_keeps_verdicts_in_memory(kernel, monkeypatch, outc
     check = Check(outcome)
     for _ in range(2):
         if outcome is None:
-            verdicts.ensure_checked(DEVICE, [kernel], check)
+            ensure(DEVICE, [kernel], check)
         else:
             with pytest.raises(FirstUseError, match="wrong; a new process checks it again"):
-                verdicts.ensure_checked(DEVICE, [kernel], check)
+                ensure(DEVICE, [kernel], check)
     assert check.calls == 1
 
 
 def test_what_the_project_vouches_for_is_not_checked(kernel, monkeypatch, tmp_path):
     monkeypatch.setattr(verdicts, "_vouched", lambda: {(kernel.digest, "Fake GPU")})
-    verdicts.ensure_checked(DEVICE, [kernel], Check("never run"))
+    ensure(DEVICE, [kernel], Check("never run"))
     assert verdict_files(tmp_path) == []
     check = Check()
-    verdicts.ensure_checked(FakeDevice(properties=replace(PROPERTIES, name="Another GPU")), [kernel], check)
+    ensure(FakeDevice(properties=replace(PROPERTIES, name="Another GPU")), [kernel], check)
     assert check.calls == 1
 
 
@@ -367,7 +420,7 @@ def test_modes(kernel, monkeypatch, value, mode):
         monkeypatch.setenv("FLASHCUPY_CHECK", value)
     assert verdicts.check_mode() == mode
     check = Check()
-    verdicts.ensure_checked(DEVICE, [kernel], check)
+    ensure(DEVICE, [kernel], check)
     assert check.calls == (mode != "off")
 
 

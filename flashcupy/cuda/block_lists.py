@@ -8,6 +8,7 @@ import numpy as np
 
 from flashcupy.block_mask import BlockMask
 from flashcupy.cuda.device import Device, runtime
+from flashcupy.cuda.launch import keep_for_graph
 from flashcupy.cuda.plan import LIST_SLOTS, MaskGrid
 from flashcupy.errors import NotWarmedUpError
 
@@ -27,7 +28,10 @@ def list_addresses(mask: BlockMask, device: Device, *, transposed: bool) -> dict
                 "captured: call flashcupy.warmup with it before"
             )
         lists = (mask.transposed if transposed else mask.lists).trimmed()
-        return {slot: device.from_host(np.ascontiguousarray(getattr(lists, slot))) for slot in LIST_SLOTS}
+        copies = {slot: device.from_host(np.ascontiguousarray(getattr(lists, slot))) for slot in LIST_SLOTS}
+        device.synchronize()  # once: calls on other streams use them too
+        return copies
 
     copies = mask.device_copy((device.name, name), copy)
+    keep_for_graph(device, copies)
     return {f"{name}.{slot}": runtime().pointer(copies[slot]) for slot in LIST_SLOTS}

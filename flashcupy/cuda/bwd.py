@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flashcupy.cuda import config
 from flashcupy.cuda.elementwise import fill, sum_batch
 from flashcupy.cuda.params import Operand, SumSinksParams
-from flashcupy.cuda.plan import INPUTS, SEQUENCE_OPERANDS, Plan, PlanBuilder
+from flashcupy.cuda.plan import INPUTS, SEQUENCE_OPERANDS, Plan, PlanBuilder, Work
 
 _UPSTREAM = ("dout", "stats", "delta")
 
@@ -35,9 +35,9 @@ def _rows(build: PlanBuilder) -> None:
     if from_lse:
         build.array("stats", (*spec.lse_shape, 2))
     build.array("delta", spec.lse_shape)
-    grid = build.blocks(spec.q_len, config.ROWS_PER_BLOCK, 0, 1, spec.q_heads)
+    work = build.work(spec.q_len, config.ROWS_PER_BLOCK, 0, 1, spec.q_heads)
     operands = (*SEQUENCE_OPERANDS, "out", "dout", "dlse", "delta", "stats", *(("lse",) if from_lse else ()))
-    build.attention(config.rows_config(config.accumulator(spec)), grid, operands)
+    build.attention(config.rows_config(config.accumulator(spec)), work, operands)
 
 
 def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
@@ -47,8 +47,8 @@ def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
         build.array("sink_rows", spec.lse_shape)
     kernel = config.generic_config(spec, "dq")
     columns = spec.head_dim if "q" in wanted else 0
-    grid = build.blocks(spec.q_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.q_heads)
-    build.attention(kernel, grid, (*INPUTS, *_UPSTREAM, *targets, "sink_rows"), lists="lists")
+    work = build.work(spec.q_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.q_heads)
+    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *targets, "sink_rows"), lists="lists")
 
 
 def _key_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
@@ -56,8 +56,8 @@ def _key_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
     targets = _targets(build, [f"d{name}" for name in "kv" if name in wanted], tails)
     kernel = config.generic_config(spec, "dkv")
     columns = max(dim for name, dim in (("k", spec.head_dim), ("v", spec.v_dim)) if name in wanted)
-    grid = build.blocks(spec.kv_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.kv_heads)
-    build.attention(kernel, grid, (*INPUTS, *_UPSTREAM, *targets), lists="transposed_lists")
+    work = build.work(spec.kv_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.kv_heads)
+    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *targets), lists="transposed_lists")
 
 
 def _bias_pass(build: PlanBuilder) -> None:
@@ -66,7 +66,7 @@ def _bias_pass(build: PlanBuilder) -> None:
     grid = heads * -(-rows // kernel.tiles.owner) * -(-columns // kernel.tiles.walk)
     for extent in extents:
         grid *= extent
-    build.attention(kernel, grid, (*INPUTS, *_UPSTREAM, "dbias"), lists="lists")
+    build.attention(kernel, Work(grid, 1), (*INPUTS, *_UPSTREAM, "dbias"), lists="lists")
 
 
 def _targets(build: PlanBuilder, names: Sequence[str], tails: bool) -> tuple[str, ...]:

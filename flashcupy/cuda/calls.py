@@ -58,13 +58,13 @@ class Call:
         """Add an array on the device."""
         self.arrays[slot] = array
         self.addresses[slot] = address = self.runtime.pointer(array)
-        self._key += (slot, array.strides, array.dtype, address & 7)
+        self._key += (slot, array.shape, array.strides, array.dtype, address & 7)
 
     def add_metadata(self, slot: str, array: Any) -> None:
         """Add an array that need not exist: one that the library would allocate, so it is aligned."""
         self.arrays[slot] = array
         self.addresses[slot] = 0
-        self._key += (slot, array.strides, array.dtype, 0)
+        self._key += (slot, array.shape, array.strides, array.dtype, 0)
 
     def add_lists(self, *, transposed: bool) -> None:
         """Bring the block mask's lists to the device, if there is one."""
@@ -97,7 +97,9 @@ class Call:
             return
         if slot in ("q_lengths", "kv_lengths"):
             array = array.reshape(self.problem.spec.batch)
-        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        # Rows fit into 32 bits, and what travels is small.
+        dtype = np.int32 if array.dtype.kind == "i" else array.dtype.newbyteorder("=")
+        native = np.ascontiguousarray(array, dtype)
         self.host.append((slot, native))
         self._key += (slot, native.shape, native.dtype)
 
@@ -107,5 +109,10 @@ class Call:
             return
         if isinstance(seed, tuple):
             self.addresses |= {"seed_words": 0, "seed": seed[0], "offset": seed[1]}
-        else:
-            self.addresses |= {"seed_words": self.runtime.pointer(seed), "seed": 0, "offset": 0}
+        elif seed is not None:
+            address = self.runtime.pointer(seed)
+            if seed.strides != (8,) or address % 8:
+                raise ValueError(
+                    f"seed has strides {seed.strides}, expected two uint64 that are neighbours and aligned"
+                )
+            self.addresses |= {"seed_words": address, "seed": 0, "offset": 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,11 +38,14 @@ def merge(parts: list[Array], logs: list[Array], target: Array, lse: Array) -> N
         params.out = Operand()
     slots = ((CombineParams.outs.offset, "outs"), (CombineParams.lses.offset, "lses"))
     elements = math.prod(lse.shape) * max(1, target.shape[-1])
-    kernel = config.combine_config("double" if lse.dtype == np.float64 else "float")
+    if elements == 0:
+        return
+    acc: Literal["float", "double"] = "double" if lse.dtype == np.float64 else "float"
+    kernel = config.combine_config(acc)
     host = [("outs", table[: table.size // 2]), ("lses", table[table.size // 2 :])]
     with device.scope():
-        launches = (LaunchRecord(kernel, blocks(elements, kernel.threads), bytes(params), slots),) if elements else ()
-        prepare(device, Plan(launches, {}, 0), host, lambda: None).run(device, {}, host, target)
+        launch = LaunchRecord(kernel, blocks(elements, kernel.threads), bytes(params), slots)
+        prepare(device, Plan((launch,), {}, 0), host, acc).run(device, {}, host)
 
 
 def _trailing(array: Array, dims: tuple[str, ...]) -> tuple[str, ...]:

@@ -112,6 +112,15 @@ class GenericConfig:
         alignment = 16
         return -(-(self.tiles.product_bytes + stats + segments) // alignment) * alignment
 
+    @property
+    def resident_blocks(self) -> int:
+        """Blocks that a multiprocessor shall hold: two hide latency better, where ptxas need not spill for the second.
+
+        Left to itself it spills for one more in many kernels.
+        """
+        roomy = self.kernel == "fwd" and self.tiles.acc == "float" and self.tiles.groups == 1
+        return 2 if roomy and self.schedule == "band" and not self.features else 1
+
     def translation_unit(self) -> str:
         source, function, shared, _ = _GENERIC[self.kernel]
         hooks = [FEATURES[name] for name in self.features]
@@ -123,8 +132,7 @@ class GenericConfig:
             f"using Tiles = {self.tiles.cpp};\n"
             f"using Schedule = {schedule}<{self.tiles.walk}>;\n"
             f'static_assert(sizeof({shared}<Tiles, Schedule>) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
-            # One block a multiprocessor will do: without the 1, ptxas spills to make room for one more.
-            f'extern "C" __global__ void __launch_bounds__({self.threads}, 1) {self.name}('
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.resident_blocks}) {self.name}('
             "const __grid_constant__ AttentionParams params) {\n"
             f"    {function}<Tiles, Schedule, Hooks<{', '.join(f'{hook}<Tiles>' for hook in hooks)}>>(params);\n"
             "}\n"
@@ -188,15 +196,15 @@ def features(spec: AttentionSpec) -> tuple[str, ...]:
     return tuple(name for name in FEATURES if used[name])
 
 
-def real_tiles(acc: Literal["float", "double"], columns: int, most_owner: int) -> Tiles:
+def real_tiles(acc: Literal["float", "double"], columns: int, owner: int) -> Tiles:
     """256 threads with 4 x 4 scores each (2 x 2 in double), and result chunks of 64 or 128 columns."""
     wide = columns > 64
     if acc == "float":
-        return Tiles(acc, min(64, most_owner), 64, 32, 16, 16, 2 if wide else 1)
-    return Tiles(acc, min(32, most_owner), 32, 16, 16, 16, 4 if wide else 2)
+        return Tiles(acc, owner, 64, 32, 16, 16, 2 if wide else 1)
+    return Tiles(acc, owner, 32, 16, 16, 16, 4 if wide else 2)
 
 
-def small_tiles(acc: Literal["float", "double"], columns: int, most_owner: int) -> Tiles:
+def small_tiles(acc: Literal["float", "double"], columns: int, owner: int) -> Tiles:
     """For tests: two warps, and tiles that problems of a few dozen rows walk many of."""
     return Tiles(acc, 16, 32, 16, 16, 4, 1)
 
@@ -224,15 +232,17 @@ def generic_config(spec: AttentionSpec, kernel: Literal["fwd", "dq", "dkv", "dbi
     """Choose the configuration of one generic kernel."""
     columns = {"fwd": spec.v_dim, "dq": spec.head_dim, "dkv": max(spec.head_dim, spec.v_dim), "dbias": 0}[kernel]
     block = None if spec.block_size is None else spec.block_size[kernel == "dkv"]
-    tiles = _table[0](accumulator(spec), columns, most_owner(kernel, columns, block))
+    acc = accumulator(spec)
+    tiles = _table[0](acc, columns, owner_rows(acc, kernel, columns, block))
     return GenericConfig(kernel, tiles, "band" if block is None else "list", features(spec))
 
 
-def most_owner(kernel: str, columns: int, block: int | None) -> int:
-    """Owner rows that a tile may have: within one block of a list, and what registers hold.
+def owner_rows(acc: Literal["float", "double"], kernel: str, columns: int, block: int | None) -> int:
+    """Owner rows of a tile: within one block of a list, and as many as registers hold.
 
-    dk and dv are two results: beside the state of a list, wide ones leave registers for half as many rows.
+    dk and dv are two results: wide ones leave room for half as many rows.
     """
-    if block is None:
-        return 64
-    return min(block, 32) if kernel == "dkv" and columns > 64 else block
+    rows = 64 if acc == "float" else 32
+    if kernel == "dkv" and columns > 64:
+        rows //= 2
+    return rows if block is None else min(rows, block)

@@ -26,6 +26,10 @@ _STATIC_LIMIT = 48 << 10  # bytes of shared memory that a launch gets without op
 # CUresult codes that mean the file and not the state of the device: invalid image, no binary for this GPU, invalid PTX,
 # PTX newer than the driver, no JIT compiler, invalid source, file not found, symbol not found.
 _BAD_FILE = frozenset({200, 209, 218, 221, 222, 300, 301, 500})
+# Those that a kernel causes, the same in CUresult and cudaError_t: illegal address, timeout, assertion, stack error,
+# illegal instruction, misaligned address, invalid address space, invalid program counter, launch failure, cooperative
+# launch too large.
+_KERNEL_FAULTS = frozenset({700, 702, 710, 714, 715, 716, 717, 718, 719, 720})
 
 
 @functools.cache
@@ -100,6 +104,9 @@ def nvrtc_compile(source: str, entry: str, arch: str, include: Path) -> tuple[by
     return binary, used
 
 
+_CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
+
+
 class CupyDevice:
     """One GPU; implements `flashcupy.cuda.device.Device`."""
 
@@ -142,7 +149,14 @@ class CupyDevice:
         return _cupy().cuda.Device(self.ordinal)
 
     def is_capturing(self) -> bool:
-        return _cupy().cuda.get_current_stream(self.ordinal).is_capturing()
+        cupy = _cupy()
+        try:
+            return cupy.cuda.get_current_stream(self.ordinal).is_capturing()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            # The legacy stream may not even be asked while a blocking stream captures; it does not capture itself.
+            if error.status == _CAPTURE_IMPLICIT:
+                return False
+            raise
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         with self.scope():
@@ -158,6 +172,14 @@ class CupyDevice:
     def to_host(self, array: Array) -> np.ndarray:
         with self.scope():
             return _cupy().asnumpy(array)
+
+    def synchronize(self) -> None:
+        _cupy().cuda.Device(self.ordinal).synchronize()
+
+    def is_kernel_fault(self, error: BaseException) -> bool:
+        cuda = _cupy().cuda
+        errors = (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError)
+        return isinstance(error, errors) and error.status in _KERNEL_FAULTS
 
     def compile(self, source: str, entry: str, include: Path) -> bytes:
         return nvrtc_compile(source, entry, self.properties.arch, include)[0]

@@ -63,6 +63,14 @@ class Device(Protocol):
         """Copy an array to the host; waits for the stream."""
         ...
 
+    def synchronize(self) -> None:
+        """Wait for all work on the device; raises what that did wrong. Not while capturing."""
+        ...
+
+    def is_kernel_fault(self, error: BaseException) -> bool:
+        """Whether a kernel caused the error: it touched what it must not, trapped, never ended, or asked too much."""
+        ...
+
     def compile(self, source: str, entry: str, include: Path) -> bytes:
         """Compile one translation unit with one ``extern "C"`` kernel for `properties.arch`.
 

@@ -23,7 +23,7 @@ def first_that_works(families: Sequence[str], attempt: Callable[[str], T], devic
     Parameters
     ----------
     families : sequence of str
-        Names of those that can serve the request, the preferred one first; at least one.
+        Names of those to try, the preferred one first; at least one.
     attempt : callable
         Compiles, loads and checks what the request needs of a family.
     device : str
@@ -32,25 +32,29 @@ def first_that_works(families: Sequence[str], attempt: Callable[[str], T], devic
     Raises
     ------
     KernelCompileError, FirstUseError
-        From the last family; from the first to fail with FLASHCUPY_FALLBACK=error; from the one that FLASHCUPY_FAMILY
-        names.
-    ValueError
-        If FLASHCUPY_FAMILY names none of `families`, or FLASHCUPY_FALLBACK is neither "error" nor "warn".
+        From the last family, or from the first to fail with FLASHCUPY_FALLBACK=error.
 
     Other exceptions of `attempt` pass through at once.
     """
-    candidates = _asked_for(families)
-    for family, following in pairwise(candidates):
+    for family, following in pairwise(families):
         try:
             return attempt(family)
         except (KernelCompileError, FirstUseError) as error:
             if _fallback_is_an_error():
                 raise
             _tell(family, following, device, error)
-    return attempt(candidates[-1])
+    return attempt(families[-1])
 
 
-def _asked_for(families: Sequence[str]) -> Sequence[str]:
+def candidates(families: Sequence[str]) -> Sequence[str]:
+    """What the environment leaves of the families that can serve a request.
+
+    Raises
+    ------
+    ValueError
+        If FLASHCUPY_FAMILY names none of `families`, or FLASHCUPY_FALLBACK is neither "error" nor "warn".
+    """
+    _fallback_is_an_error()  # a wrong value is told before anything fails
     family = os.environ.get("FLASHCUPY_FAMILY")
     if not family:
         return families

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +14,9 @@ from flashcupy import arrays, bound, reference
 from flashcupy.block_mask import BlockMask
 from flashcupy.cuda.config import features
 from flashcupy.cuda.device import Device
-from flashcupy.results import AttentionGrads
 from flashcupy.spec import AttentionSpec
+
+Results = dict[str, Any]
 
 _Q_HEADS, _KV_HEADS = 2, 1
 # Rows that end inside a tile of any size, more than one tile of each, more keys than queries.
@@ -23,43 +26,63 @@ _Q_LEN, _KV_LEN = 150, 203
 _SLACK = 4
 
 
+class _Problem(NamedTuple):
+    """Operands on the host, and the options of the call."""
+
+    operands: tuple[np.ndarray, ...]  # q, k, v, dout
+    options: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A problem that makes use of everything a configuration compiles in."""
+    """A problem that makes use of everything a configuration compiles in.
+
+    Its launches are those of the kernels alone that a forward, or a backward of the gradients `wanted`, consists of:
+    nothing comes from the host, is packed, or broadcasts over a batch.
+    """
 
     dtype: str
     head_dim: int
     v_dim: int
     features: tuple[str, ...] = ()
     block_size: tuple[int, int] | None = None
-    backward: bool = False
+    wanted: tuple[str, ...] = ()  # () is a forward
 
     @property
     def name(self) -> str:
-        parts = [self.dtype, f"d{self.head_dim}", f"v{self.v_dim}", "bwd" if self.backward else "fwd", *self.features]
+        what = ("bwd", *self.wanted) if self.wanted else ("fwd",)
+        parts = [self.dtype, f"d{self.head_dim}", f"v{self.v_dim}", *what, *self.features]
         if self.block_size is not None:
             parts.append("blocks{}x{}".format(*self.block_size))
         return "-".join(parts)
 
     def run(self, device: Device) -> str | None:
         """Compute it on the device; None if the result is right, or what is wrong."""
+        return self.begin(device)()
+
+    def begin(self, device: Device) -> Callable[[], str | None]:
+        """Do all that comes before the launches to check: the oracle, the copies, and of a backward the forward."""
+        problem = self._problem()
+        expected = self._expect(problem, reference.FLOAT64)
+        naive = self._expect(problem, bound.coarse(problem.operands[0].dtype))
+        launch = self._prepare(device, problem)
+        return lambda: complaint_of(self.name, device, launch(), expected, naive)
+
+    def compute(self, device: Device) -> Results:
+        """Launch it all, and look at nothing."""
+        return self._prepare(device, self._problem())()
+
+    def _problem(self) -> _Problem:
         dtype = arrays.bfloat16() if self.dtype == "bfloat16" else np.dtype(self.dtype)
         rng = np.random.default_rng(0)
         shapes = (
             (_Q_HEADS, _Q_LEN, self.head_dim),
             (_KV_HEADS, _KV_LEN, self.head_dim),
             (_KV_HEADS, _KV_LEN, self.v_dim),
+            (_Q_HEADS, _Q_LEN, self.v_dim),
         )
-        host = [(rng.standard_normal(shape) + 0.25).astype(dtype) for shape in shapes]
-        host.append((rng.standard_normal((_Q_HEADS, _Q_LEN, self.v_dim)) + 0.25).astype(dtype))
-        options = self._options(rng)
-        got = self._compute(device, host, options)
-        expected = self._expect(host, options, reference.FLOAT64)
-        naive = self._expect(host, options, bound.coarse(dtype))
-        for name, own in got.items():
-            if complaint := _compare(own, expected[name], naive[name], grad=name.startswith("d")):
-                return f"{name} of {self.name}: {complaint}"
-        return None
+        operands = tuple((rng.standard_normal(shape) + 0.25).astype(dtype) for shape in shapes)
+        return _Problem(operands, self._options(rng))
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any]:
         scores = (_Q_HEADS, _Q_LEN, _KV_LEN)
@@ -70,7 +93,9 @@ class Case:
             "mask": {"mask": rng.random(scores) < 0.7},
             "dropout": {"dropout": 0.25, "seed": (1, 2)},
         }
-        options: dict[str, Any] = {"causal": True, "sinks": np.array([0.5, -0.5], np.float32)}
+        options: dict[str, Any] = {"causal": True}
+        if not self.wanted or "sinks" in self.wanted:
+            options["sinks"] = np.array([0.5, -0.5], np.float32)
         for name in self.features:
             options |= every[name]
         if self.block_size is not None:
@@ -78,33 +103,37 @@ class Case:
             options["block_mask"] = BlockMask.from_dense(_pattern(rng, size), block_size=size)
         return options
 
-    def _compute(self, device: Device, host: list[np.ndarray], options: dict[str, Any]) -> dict[str, np.ndarray]:
-        q, k, v, dout = (device.from_host(x) for x in host)
-        own = {name: device.from_host(x) if name in ("mask", "bias") else x for name, x in options.items()}
-        out, residuals = flashcupy.attention_fwd(q, k, v, **own)
-        results = {"out": out, "lse": residuals.lse}
-        if self.backward:
-            wrt = ("q", "k", "v", *(name for name in ("bias", "sinks") if name in options))
-            results |= _present(flashcupy.attention_bwd(dout, residuals, wrt=wrt))
-        return {name: device.to_host(x) for name, x in results.items()}
+    def _prepare(self, device: Device, problem: _Problem) -> Callable[[], Results]:
+        q, k, v, dout = (device.from_host(x) for x in problem.operands)
+        own = {name: device.from_host(x) if isinstance(x, np.ndarray) else x for name, x in problem.options.items()}
+        forward = functools.partial(flashcupy.attention_fwd, q, k, v, **own)
+        if not self.wanted:
+            return lambda: _forward_results(*forward())
+        residuals = forward()[1]
+        return lambda: _present(flashcupy.attention_bwd(dout, residuals, wrt=self.wanted))
 
-    def _expect(
-        self, host: list[np.ndarray], options: dict[str, Any], arithmetic: reference.Arithmetic
-    ) -> dict[str, np.ndarray]:
-        q, k, v, dout = host
-        results = dict(zip(("out", "lse"), reference.attention(q, k, v, **options, arithmetic=arithmetic), strict=True))
-        if self.backward:
-            results |= _present(reference.attention_bwd(dout, q, k, v, **options, arithmetic=arithmetic))
-        return results
+    def _expect(self, problem: _Problem, arithmetic: reference.Arithmetic) -> Results:
+        q, k, v, dout = problem.operands
+        if self.wanted:
+            return _present(reference.attention_bwd(dout, q, k, v, **problem.options, arithmetic=arithmetic))
+        return _named(reference.attention(q, k, v, **problem.options, arithmetic=arithmetic))
 
 
-def _present(grads: AttentionGrads) -> dict[str, Any]:
+def case_of(spec: AttentionSpec, wanted: tuple[str, ...] = ()) -> Case:
+    """The case with the kernels of a call: its forward, or its backward of the gradients `wanted`."""
+    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, wanted)
+
+
+def _forward_results(out: Any, residuals: Any) -> Results:
+    return {"out": out, "lse": residuals.lse}
+
+
+def _named(results: tuple[Any, Any]) -> Results:
+    return dict(zip(("out", "lse"), results, strict=True))
+
+
+def _present(grads: Any) -> Results:
     return {name: grad for name, grad in grads._asdict().items() if grad is not None}
-
-
-def check(device: Device, spec: AttentionSpec, *, backward: bool) -> str | None:
-    """Check what a call of this spec would use; None if it is right, or what is wrong."""
-    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, backward).run(device)
 
 
 def _pattern(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -113,6 +142,15 @@ def _pattern(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     blocks[:, 0] = 1
     spread = blocks.repeat(size[0], 0).repeat(size[1], 1)[:_Q_LEN, :_KV_LEN]
     return (spread == 1) | ((spread == 2) & (rng.random(spread.shape) < 0.5))
+
+
+def complaint_of(case: str, device: Device, got: Results, expected: Results, naive: Results) -> str | None:
+    """None if results on the device are as right as the contract asks for, or what is wrong."""
+    for name, own in got.items():
+        grad = name.startswith("d")
+        if complaint := _compare(device.to_host(own), expected[name], naive[name], grad=grad):
+            return f"{name} of {case}: {complaint}"
+    return None
 
 
 def _compare(got: np.ndarray, expected: np.ndarray, naive: np.ndarray, *, grad: bool) -> str | None:

@@ -17,6 +17,6 @@ def plan_forward(build: PlanBuilder, *, tails: bool) -> Plan:
         fill(build, "out", 0.0)
         fill(build, "lse", -float("inf"), values="sinks")
     kernel = config.generic_config(spec, "fwd")
-    grid = build.blocks(spec.q_len, kernel.tiles.owner, spec.v_dim, kernel.tiles.chunk, spec.q_heads)
-    build.attention(kernel, grid, (*INPUTS, "out", "lse", "stats"), lists="lists")
+    work = build.work(spec.q_len, kernel.tiles.owner, spec.v_dim, kernel.tiles.chunk, spec.q_heads)
+    build.attention(kernel, work, (*INPUTS, "out", "lse", "stats"), lists="lists")
     return build.finish()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from struct import Struct
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from flashcupy.cuda import config
-from flashcupy.cuda.compile import LoadedKernel, is_compiled, load_kernel, loaded_kernel
+from flashcupy.cuda.compile import KernelConfig, LoadedKernel, is_compiled, load_kernel, loaded_kernel
 from flashcupy.cuda.device import Device, runtime
+from flashcupy.cuda.first_use_plain import PlainCase, plain_case
 from flashcupy.cuda.params import UPLOAD_WORDS, UploadParams
 from flashcupy.cuda.plan import Plan
-from flashcupy.cuda.verdicts import ensure_checked, is_checked
+from flashcupy.cuda.verdicts import Check, ensure_checked, is_checked, note_launches
 from flashcupy.errors import NotWarmedUpError
 
 _MOST_PLANS = 1024
@@ -62,19 +63,15 @@ class ReadyPlan:
     def workspace_bytes(self) -> int:
         return self.plan.workspace_bytes + self.upload_bytes
 
-    def run(
-        self, device: Device, addresses: dict[str, int], host: Sequence[tuple[str, np.ndarray]], result: Any
-    ) -> None:
-        """Launch everything on the current stream, into `result` among others.
-
-        `addresses` gives those of all slots but temporary ones.
-        """
+    def run(self, device: Device, addresses: dict[str, int], host: Sequence[tuple[str, np.ndarray]]) -> None:
+        """Launch everything on the current stream. `addresses` gives those of all slots but temporary ones."""
+        note_launches(self.kernels)
         start = 0
         if self.workspace_bytes:
             # Freed on return, which is in stream order: the pool gives it to later work of this stream only.
             workspace = device.empty((self.workspace_bytes,), _BYTE)
             start = runtime().pointer(workspace)
-            outlive_graph(device, result, workspace)
+            keep_for_graph(device, workspace)
         for slot, offset in self.plan.workspace.items():
             addresses[slot] = start + offset
         if host:
@@ -94,6 +91,7 @@ class ReadyPlan:
             content[offset : offset + array.nbytes] = array.tobytes()
             addresses[slot] = start + offset
         assert self.upload is not None
+        note_launches((self.upload,))
         step = 4 * UPLOAD_WORDS
         for offset in range(0, len(content), step):
             part = content[offset : offset + step]
@@ -105,19 +103,16 @@ class ReadyPlan:
             device.launch(self.upload.handle, blocks, self.upload.threads, 0, params)
 
 
-def outlive_graph(device: Device, result: Any, *arrays: Any) -> None:
-    """While a graph is captured, tie the life of what it writes besides its result to the result's.
+def keep_for_graph(device: Device, *arrays: Any) -> None:
+    """Keep for good what a captured call uses besides the caller's arrays: graphs do not tell when they die.
 
     Each replay writes all of it again: memory that went back to the pool would be somebody else's by then.
     """
     if device.is_capturing():
-        weakref.finalize(result, _release, arrays).atexit = False
+        _of_graphs.append(arrays)
 
 
-def _release(arrays: tuple[Any, ...]) -> None:
-    """Drop the last references."""
-
-
+_of_graphs: list[tuple[Any, ...]] = []
 _BYTE = np.dtype(np.uint8)
 _UPLOAD_DATA = UploadParams.data.offset
 _UPLOAD_SIZE = -(-(_UPLOAD_DATA + 4 * UPLOAD_WORDS) // 8) * 8
@@ -125,9 +120,15 @@ assert UploadParams.words.offset == 8
 
 
 def prepare(
-    device: Device, plan: Plan, host: Sequence[tuple[str, np.ndarray]], check: Callable[[], str | None]
+    device: Device,
+    plan: Plan,
+    host: Sequence[tuple[str, np.ndarray]],
+    acc: Literal["float", "double"],
+    check: Check | None = None,
 ) -> ReadyPlan:
-    """Load a plan's kernels, and check those that are new on this GPU with `check`.
+    """Load a plan's kernels, and check those that are new on this GPU.
+
+    `check` is for those that belong to a family; elementwise ones have checks of their own, in `acc`.
 
     Raises
     ------
@@ -136,27 +137,65 @@ def prepare(
     KernelCompileError, FirstUseError
     """
     configs = [record.config for record in plan.launches]
-    if device.is_capturing():
-        return _ready(plan, host, *_loaded_before(device, configs, bool(host)))
-    kernels = tuple(load_kernel(device, one) for one in configs)
-    upload = load_kernel(device, config.UPLOAD) if host else None
-    ensure_checked(device, [*kernels, *([upload] if upload else [])], check)
-    return _ready(plan, host, kernels, upload)
+    configs += [config.UPLOAD] if host else []
+    kernels = _loaded_before(device, configs, acc) if device.is_capturing() else _checked(device, configs, acc, check)
+    upload = kernels[len(plan.launches) :]
+    return _ready(plan, host, tuple(kernels[: len(plan.launches)]), upload[0] if upload else None)
+
+
+def make_ready(device: Device, configs: Sequence[KernelConfig], acc: Literal["float", "double"]) -> None:
+    """Load and check elementwise kernels, for calls to come."""
+    _checked(device, configs, acc, None)
+
+
+def _checked(
+    device: Device, configs: Sequence[KernelConfig], acc: Literal["float", "double"], check: Check | None
+) -> list[LoadedKernel]:
+    kernels = [load_kernel(device, one) for one in configs]
+    own, plain = _split(configs, kernels, acc)
+    if own:
+        assert check is not None
+        ensure_checked(device, own, check)
+    for case, kernel in plain.items():
+        ensure_checked(device, [kernel], partial(case.begin, device))
+    return kernels
 
 
 def _loaded_before(
-    device: Device, configs: Sequence[Any], upload: bool
-) -> tuple[tuple[LoadedKernel, ...], LoadedKernel | None]:
+    device: Device, configs: Sequence[KernelConfig], acc: Literal["float", "double"]
+) -> list[LoadedKernel]:
     kernels = []
-    for one in (*configs, *((config.UPLOAD,) if upload else ())):
+    for one in configs:
         kernel = loaded_kernel(device, one)
-        if kernel is None or not is_checked(device, [kernel]):
-            raise NotWarmedUpError(
-                f"kernel {one.name} is used for the first time while a CUDA graph is captured: call flashcupy.warmup "
-                "with the same arguments before the capture"
-            )
+        if kernel is None:
+            raise _not_warmed_up(one.name)
         kernels.append(kernel)
-    return (tuple(kernels[:-1]), kernels[-1]) if upload else (tuple(kernels), None)
+    own, plain = _split(configs, kernels, acc)
+    for together in (own, *([kernel] for kernel in plain.values())):
+        if not is_checked(device, together):
+            raise _not_warmed_up(", ".join(kernel.name for kernel in together))
+    return kernels
+
+
+def _not_warmed_up(kernels: str) -> NotWarmedUpError:
+    return NotWarmedUpError(
+        f"kernel {kernels} is used for the first time while a CUDA graph is captured: call flashcupy.warmup with the "
+        "same arguments before the capture"
+    )
+
+
+def _split(
+    configs: Sequence[KernelConfig], kernels: Sequence[LoadedKernel], acc: Literal["float", "double"]
+) -> tuple[list[LoadedKernel], dict[PlainCase, LoadedKernel]]:
+    """The kernels of a family, and elementwise ones by what checks them."""
+    own, plain = [], {}
+    for one, kernel in zip(configs, kernels, strict=True):
+        case = plain_case(one, acc)
+        if case is None:
+            own.append(kernel)
+        else:
+            plain[case] = kernel
+    return own, plain
 
 
 def _ready(
@@ -172,6 +211,7 @@ def _ready(
     return ReadyPlan(plan, kernels, upload, uploads, end)
 
 
-def is_ready(device: Device, plan: Plan) -> bool:
-    """Whether all kernels are compiled."""
-    return all(is_compiled(device, record.config) for record in plan.launches)
+def is_ready(device: Device, plan: Plan, host: Sequence[tuple[str, np.ndarray]]) -> bool:
+    """Whether all kernels are compiled, the one that brings host arrays over included."""
+    configs = [record.config for record in plan.launches]
+    return all(is_compiled(device, one) for one in (*configs, *((config.UPLOAD,) if host else ())))

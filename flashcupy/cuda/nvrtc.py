@@ -54,7 +54,7 @@ def arch_for(compute_capability: tuple[int, int], known: Sequence[int], compiler
 
 
 def options_for(arch: str, include: Path, *, lineinfo: bool) -> tuple[str, ...]:
-    """Options of a compilation; neither flush-to-zero nor fast math, so that numbers are those of the emulator."""
+    """Options of a compilation; neither flush-to-zero nor fast math."""
     # ptxas reports registers and spills. It writes its options into the binary, so they do not vary.
     fixed = ("-std=c++17", f"-arch={arch}", f"-I{include}", "--ptxas-options=-v")
     return (*fixed, "-lineinfo") if lineinfo else fixed

@@ -51,7 +51,10 @@ _OPERANDS = (
     *("q", "k", "v", "mask", "bias", "slopes", "sinks", "q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k"),
     *("out", "lse", "stats", "dout", "dlse", "delta", "dq", "dk", "dv", "dbias", "sink_rows"),
 )
-_COUNTS = ("batch", "q_heads", "kv_heads", "q_len", "kv_len", "q_rows", "kv_rows", "head_dim", "v_dim")
+_COUNTS = (
+    *("batch", "q_heads", "kv_heads", "q_len", "kv_len", "q_rows", "kv_rows"),
+    *("head_dim", "v_dim", "chunks"),
+)
 
 
 class AttentionParams(ctypes.Structure):

@@ -10,7 +10,7 @@ import ctypes
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashcupy.cuda.compile import KernelConfig
 from flashcupy.cuda.operands import ENTRIES, HEADS, MATRIX, ROWS, SEQUENCES, Batch, Layout
@@ -55,6 +55,13 @@ class Plan:
     launches: tuple[LaunchRecord, ...]
     workspace: Mapping[str, int]
     workspace_bytes: int
+
+
+class Work(NamedTuple):
+    """Blocks of a launch, and into how many chunks the columns of their results are cut."""
+
+    grid: int
+    chunks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +134,11 @@ class PlanBuilder:
         if grid:
             self._launches.append(LaunchRecord(kernel, grid, bytes(params), tuple(slots)))
 
-    def attention(self, kernel: KernelConfig, grid: int, operands: Iterable[str], *, lists: str | None = None) -> None:
+    def attention(self, kernel: KernelConfig, work: Work, operands: Iterable[str], *, lists: str | None = None) -> None:
         """Append a launch of a kernel that takes AttentionParams with the operands that the call has."""
         params, slots = self.attention_params(operands, lists=lists)
-        self.launch(kernel, grid, params, slots)
+        params.chunks = work.chunks
+        self.launch(kernel, work.grid, params, slots)
 
     def attention_params(
         self, operands: Iterable[str], *, lists: str | None = None
@@ -154,9 +162,10 @@ class PlanBuilder:
     def finish(self) -> Plan:
         return Plan(tuple(self._launches), self._offsets, self._bytes)
 
-    def blocks(self, rows: int, per_block: int, columns: int, per_chunk: int, heads: int) -> int:
-        """Grid of the StaticScheduler: tiles x column chunks x heads x batch entries."""
-        return -(-rows // per_block) * max(1, -(-columns // per_chunk)) * heads * self.spec.batch_size
+    def work(self, rows: int, per_block: int, columns: int, per_chunk: int, heads: int) -> Work:
+        """What the StaticScheduler hands out: tiles x column chunks x heads x batch entries."""
+        chunks = max(1, -(-columns // per_chunk))
+        return Work(-(-rows // per_block) * chunks * heads * self.spec.batch_size, chunks)
 
     def dbias_extents(self) -> tuple[tuple[int, ...], int, int, int]:
         """Extents of dbias by merged batch dim, head, row and column: 1 where it broadcasts."""
@@ -205,6 +214,9 @@ def check_sizes(spec: AttentionSpec) -> None:
     ):
         if rows >= LONGEST:
             raise UnsupportedError(f"{name} has {rows} rows, the CUDA backend takes fewer than {LONGEST}")
+    for name, count in (("head_dim", spec.head_dim), ("v's last dim", spec.v_dim), ("batch size", spec.batch_size)):
+        if count > _MAX_GRID:
+            raise UnsupportedError(f"the {name} is {count}, the CUDA backend takes at most {_MAX_GRID}")
 
 
 def plan_bytes(plan: Plan) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashcupy.arrays import accumulator
-from flashcupy.cuda import families, first_use
+from flashcupy.cuda import config, families, first_use
 from flashcupy.cuda.calls import Call
 from flashcupy.cuda.fallback import first_that_works
-from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, outlive_graph, prepare
+from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, keep_for_graph, make_ready, prepare
 from flashcupy.cuda.plan import Plan
+from flashcupy.errors import NotWarmedUpError
 from flashcupy.results import Explanation
 from flashcupy.spec import AttentionProblem
 
@@ -45,9 +46,9 @@ def forward(problem: AttentionProblem, out: Array, lse: Array, keep: bool) -> Ke
     with call.device.scope():
         kept = Kept(lse, _new_stats(call)) if keep else None
         _add_results(call, out, lse, None if kept is None else kept.stats)
-        outlive_graph(call.device, out, lse, kept)
+        keep_for_graph(call.device, lse, kept)
         call.add_lists(transposed=False)
-        _ready_forward(call).run(call.device, call.addresses, call.host, out)
+        _ready_forward(call).run(call.device, call.addresses, call.host)
     return kept
 
 
@@ -71,19 +72,29 @@ def backward(
         call.add_lists(transposed=False)
         if "k" in grads or "v" in grads:
             call.add_lists(transposed=True)
-        _ready_backward(call, tuple(grads)).run(call.device, call.addresses, call.host, next(iter(grads.values())))
+        _ready_backward(call, tuple(grads)).run(call.device, call.addresses, call.host)
 
 
 def warmup(problem: AttentionProblem, backward: bool) -> None:
-    """Compile, load and check what a call like this needs; nothing is computed."""
+    """Compile, load and check what a call like this needs; nothing is computed.
+
+    So is what brings host arrays over, fills rows in no sequence, and merges: any call may need them later.
+    """
     call = Call(problem)
     with call.device.scope():
+        if call.device.is_capturing():
+            raise NotWarmedUpError(
+                "flashcupy.warmup was called while a CUDA graph is captured, when nothing can be compiled or checked: "
+                "call it before the capture"
+            )
         call.add_lists(transposed=False)
         for keep in (False, True):
             _ready_forward(_standing_in(problem, keep=keep))
         if backward:
             call.add_lists(transposed=True)
             _ready_backward(_standing_in(problem, keep=True, grads=wanted(problem)), wanted(problem))
+        acc = config.accumulator(problem.spec)
+        make_ready(call.device, (config.UPLOAD, config.FILL, config.combine_config(acc)), acc)
 
 
 def explain(problem: AttentionProblem) -> Explanation:
@@ -103,7 +114,7 @@ def explain(problem: AttentionProblem) -> Explanation:
         tasks=0 if main is None else main.grid,
         workspace_bytes=plan.workspace_bytes + uploaded,
         backward_workspace_bytes=back.workspace_bytes + uploaded,
-        compiled=is_ready(call.device, plan),
+        compiled=is_ready(call.device, plan, call.host),
         spec=problem.spec,
     )
 
@@ -115,28 +126,33 @@ def wanted(problem: AttentionProblem) -> tuple[str, ...]:
 
 def _ready_forward(call: Call) -> ReadyPlan:
     tails = call.tails
-    return _ready(call, ("fwd", tails), lambda family: family.forward(call.builder(), tails=tails), backward=False)
+    return _ready(call, ("fwd", tails), lambda family: family.forward(call.builder(), tails=tails))
 
 
 def _ready_backward(call: Call, wanted: tuple[str, ...]) -> ReadyPlan:
     tails = call.tails
     return _ready(
-        call,
-        ("bwd", wanted, tails),
-        lambda family: family.backward(call.builder(), wanted, tails=tails),
-        backward=True,
+        call, ("bwd", wanted, tails), lambda family: family.backward(call.builder(), wanted, tails=tails), wanted
     )
 
 
-def _ready(call: Call, what: tuple[Any, ...], make: Callable[[families.Family], Plan], *, backward: bool) -> ReadyPlan:
+def _ready(
+    call: Call, what: tuple[Any, ...], make: Callable[[families.Family], Plan], wanted: tuple[str, ...] = ()
+) -> ReadyPlan:
+    spec = call.problem.spec
+
     def attempt(name: str) -> ReadyPlan:
         plan = make(families.FAMILIES[name])
-        check = functools.partial(first_use.check, call.device, call.problem.spec, backward=backward)
-        return prepare(call.device, plan, call.host, check)
+        check = functools.partial(first_use.case_of(spec, wanted).begin, call.device)
+        with families.only(name):
+            return prepare(call.device, plan, call.host, config.accumulator(spec), check)
 
     def first() -> ReadyPlan:
-        return first_that_works(families.able(call.problem.spec), attempt, call.device.name)
+        return first_that_works(families.to_try(spec), attempt, call.device.name)
 
+    # What a check makes is for the check alone: its kernels may prove wrong.
+    if families.forced():
+        return first()
     return _plans.get((*what, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first)
 
 

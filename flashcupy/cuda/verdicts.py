@@ -1,11 +1,12 @@
 """First-use checks: a binary that is new on a GPU runs once on a small problem, and the verdict is kept beside it.
 
 A marker is written before the check. If the process then dies or is killed, because the kernel broke its context or
-never returned, the marker is left behind, and who finds it takes the check for failed.
+never returned, the marker is left behind. It may have been somebody else's doing, so the check is made once more; who
+finds the marker of a second death takes the check for failed.
 
-A check runs several kernels, some of which other checks need too. A good one clears them all; a failed one makes all of
-them suspects, and condemns a kernel only where no suspect is left outside what is asked for. So a family that fails
-does not take down the helpers that it shares with the next.
+A check runs several kernels, some of which other checks need too. A good one clears those that it launched; a failed
+one makes all of these suspects, and condemns a kernel only where no suspect is left outside what is asked for. So a
+wrong dq does not take down the row sums that dk and dv need as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -26,19 +28,23 @@ from flashcupy.cuda.device import Device
 from flashcupy.cuda.environment import LOG
 from flashcupy.cuda.processes import is_dead, this_process
 from flashcupy.cuda.sources import fields_digest
-from flashcupy.errors import FirstUseError, KernelCompileError, NotWarmedUpError
+from flashcupy.errors import FirstUseError
 
 Mode = Literal["off", "first-use", "values"]
 _MODES: dict[str, Mode] = {"": "first-use", "first-use": "first-use", "0": "off", "off": "off", "1": "values"}
 
-# Errors of preparing the check, which say nothing of the kernel that was to be checked.
-_NOT_THE_KERNELS = (KernelCompileError, FirstUseError, NotWarmedUpError, NotImplementedError)
+# Gets ready all that the launches need besides the kernels to be checked; what it returns launches them on a small
+# problem and tells None if the results are right, or else what is wrong.
+Check = Callable[[], Callable[[], str | None]]
 
+_MOST_DEATHS = 2
 _lock = threading.RLock()  # one check at a time; a check may load, and so check, further kernels
 # By the path of the verdict, whether or not a file is there.
 _good: set[Path] = set()
 _running: set[Path] = set()
 _unwritten: dict[Path, _Verdict] = {}
+# Digests of what the check that runs in this context has launched.
+_launched: ContextVar[set[str] | None] = ContextVar("launched", default=None)
 
 
 class _Verdict(NamedTuple):
@@ -69,26 +75,28 @@ def check_mode() -> Mode:
     return _MODES[value]
 
 
-def ensure_checked(device: Device, kernels: Sequence[LoadedKernel], run: Callable[[], str | None]) -> None:
+def ensure_checked(device: Device, kernels: Sequence[LoadedKernel], check: Check) -> None:
     """Run a check once for those kernels that have no verdict on this GPU and driver.
 
     Parameters
     ----------
     device : Device
     kernels : sequence of LoadedKernel
-    run : callable
-        Launches the kernels on a small problem; returns None if the results are right, or else what is wrong. It may
-        use `ensure_checked` in turn: the kernels being checked count as good meanwhile.
+    check : Check
+        Both what it does itself and the launches may use `ensure_checked` in turn, for other kernels; those being
+        checked count as good during their launches.
 
     Raises
     ------
     FirstUseError
-        If a kernel failed, now or earlier: `run` said so or raised RuntimeError, as CUDA errors are, or a process died
-        while it checked the kernel.
+        If a kernel failed, now or earlier: its results were wrong, it broke the device, or two processes died while
+        they checked it.
     ValueError
         For a FLASHCUPY_CHECK that is none.
+    RuntimeError
+        If the check is right, but never launched one of the kernels: that one gets no verdict.
 
-    Other exceptions of `run` pass through and leave no verdict.
+    Other exceptions of `check` and of the launches pass through and leave no verdict.
     """
     if check_mode() == "off":
         return
@@ -98,7 +106,16 @@ def ensure_checked(device: Device, kernels: Sequence[LoadedKernel], run: Callabl
     with _lock:
         unchecked = _unchecked(subjects)
         if unchecked:
-            _check(unchecked, run)
+            launch = check()
+            device.synchronize()  # what earlier work did wrong is not the kernel's fault
+            _run(device, unchecked, launch)
+
+
+def note_launches(kernels: Iterable[LoadedKernel]) -> None:
+    """Tell the check that runs in this context, if there is one, what is launched: only that can it clear or blame."""
+    launched = _launched.get()
+    if launched is not None:
+        launched.update(kernel.digest for kernel in kernels)
 
 
 def is_checked(device: Device, kernels: Sequence[LoadedKernel]) -> bool:
@@ -133,11 +150,14 @@ class _Subject:
             _good.add(self.path)
         return good
 
-    def write(self, verdict: str, group: Sequence[_Subject], reason: str | None = None) -> bool:
+    def write(
+        self, verdict: str, group: Sequence[_Subject], *, reason: str | None = None, attempt: int | None = None
+    ) -> bool:
         """Keep a verdict beside the binary; False if the folder takes no file."""
         facts = {
             "verdict": verdict,
             "reason": reason,
+            "attempt": attempt,
             "kernel": self.kernel,
             "binary": self.binary,
             "gpu": self.gpu,
@@ -150,10 +170,6 @@ class _Subject:
             LOG.debug("no verdict is kept at %s: %s", self.path, error)
             return False
         return True
-
-    def withdraw(self) -> None:
-        with contextlib.suppress(OSError):
-            self.path.unlink()
 
 
 def _subjects(device: Device, kernels: Sequence[LoadedKernel]) -> list[_Subject]:
@@ -193,34 +209,61 @@ def _is_good(path: Path) -> bool:
     return path in _good or (verdict is not None and verdict.good)
 
 
-def _check(subjects: Sequence[_Subject], run: Callable[[], str | None]) -> None:
+def _run(device: Device, subjects: Sequence[_Subject], launch: Callable[[], str | None]) -> None:
     for subject in subjects:
-        subject.write("checking", subjects)
+        subject.write("checking", subjects, attempt=_next_attempt(subject.path))
     paths = {subject.path for subject in subjects}
     _running.update(paths)
+    launched: set[str] = set()
+    token = _launched.set(launched)
+    cause: BaseException | None = None
     try:
-        reason = run()
+        reason = launch()
     except BaseException as error:
-        if not isinstance(error, RuntimeError) or isinstance(error, _NOT_THE_KERNELS):
-            for subject in subjects:
-                subject.withdraw()
+        if not device.is_kernel_fault(error):
+            _withdraw(subjects)
             raise
-        _fail(subjects, f"{type(error).__name__}: {error}", error)
+        reason, cause = f"{type(error).__name__}: {error}", error
     finally:
+        _launched.reset(token)
         _running.difference_update(paths)
-    if reason is not None:
-        _fail(subjects, reason)
+    reached = [subject for subject in subjects if subject.binary in launched]
+    _withdraw([subject for subject in subjects if subject not in reached])
+    if reason is not None and reached:
+        _fail(reached, reason, cause)
+    _clear(reached)
+    if len(reached) < len(subjects):
+        missed = ", ".join(subject.kernel for subject in subjects if subject not in reached)
+        raise RuntimeError(f"the first-use check of kernel {missed} never launched it") from cause
+
+
+def _next_attempt(path: Path) -> int:
+    """1, or one more than the attempt at which a process died."""
+    try:
+        facts = json.loads(path.read_bytes())
+        return int(facts["attempt"]) + is_dead(facts["process"]) if facts["verdict"] == "checking" else 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+
+
+def _withdraw(subjects: Sequence[_Subject]) -> None:
+    for subject in subjects:
+        with contextlib.suppress(OSError):
+            subject.path.unlink()
+
+
+def _clear(subjects: Sequence[_Subject]) -> None:
     for subject in subjects:
         subject.write("good", subjects)
         _unwritten.pop(subject.path, None)
-    _good.update(paths)
+        _good.add(subject.path)
     LOG.debug("checked %s", ", ".join(subject.kernel for subject in subjects))
 
 
-def _fail(subjects: Sequence[_Subject], reason: str, cause: BaseException | None = None) -> NoReturn:
+def _fail(subjects: Sequence[_Subject], reason: str, cause: BaseException | None) -> NoReturn:
     files = []
     for subject in subjects:
-        if subject.write("failed", subjects, reason):
+        if subject.write("failed", subjects, reason=reason):
             files.append(str(subject.path))
         else:
             _unwritten[subject.path] = _Verdict(False, reason, frozenset(other.path for other in subjects))
@@ -229,15 +272,16 @@ def _fail(subjects: Sequence[_Subject], reason: str, cause: BaseException | None
 
 
 def _read(path: Path) -> _Verdict | None:
-    """The verdict a file keeps, if it does; a check that is under way elsewhere is no verdict."""
+    """The verdict a file keeps, if it does; a check that is under way elsewhere, or died once, is no verdict."""
     if path in _unwritten:
         return _unwritten[path]
     try:
         facts = json.loads(path.read_bytes())
         verdict, reason, process = facts["verdict"], str(facts["reason"]), facts["process"]
         suspects = frozenset(map(Path, facts["checked_together"])) | {path}
-        if verdict == "checking" and is_dead(process):
-            return _Verdict(False, f"process {process['pid']} died while it checked the kernel", suspects)
+        if verdict == "checking" and facts["attempt"] >= _MOST_DEATHS and is_dead(process):
+            died = f"process {process['pid']} died while it checked the kernel, as another had before"
+            return _Verdict(False, died, suspects)
     except (OSError, ValueError, KeyError, TypeError):  # missing, or not a verdict
         return None
     return _Verdict(verdict == "good", reason, suspects) if verdict in ("good", "failed") else None

@@ -34,8 +34,8 @@ __device__ __forceinline__ u8* base(const Operand& operand, const Work& work, i3
 // since causal ones grow longer downwards.
 class StaticScheduler {
 public:
-    __device__ StaticScheduler(const AttentionParams& params, i32 tiles, i32 chunks, i32 heads)
-        : params_(params), tiles_(tiles), chunks_(chunks), heads_(heads), next_(block_index()) {}
+    __device__ StaticScheduler(const AttentionParams& params, i32 tiles, i32 heads)
+        : params_(params), tiles_(tiles), heads_(heads), next_(block_index()) {}
 
     __device__ bool next(Work& work) {
         if (next_ == kDone) return false;
@@ -43,8 +43,8 @@ public:
         next_ = kDone;
         work.tile = tiles_ - 1 - static_cast<i32>(rest % tiles_);
         rest /= tiles_;
-        work.chunk = rest % chunks_;
-        rest /= chunks_;
+        work.chunk = rest % params_.chunks;
+        rest /= params_.chunks;
         work.head = rest % heads_;
         set_batch(work, rest / heads_, params_.batch_extent);
         return true;
@@ -53,5 +53,5 @@ public:
 private:
     static constexpr u32 kDone = 0xffffffffu;  // grids end below 2^31
     const AttentionParams& params_;
-    u32 tiles_, chunks_, heads_, next_;
+    u32 tiles_, heads_, next_;
 };

@@ -52,3 +52,27 @@ __device__ __forceinline__ i64 load_index(const Operand& operand, const u8* addr
 }
 
 __device__ __forceinline__ bool given(const Operand& operand) { return operand.data != nullptr; }
+
+// The bits of an element at an aligned address, and what they stand for: apart, so that many loads can be in flight before
+// the first is used. Arrays that are summed in float hold 16 or 32 bits, others float64.
+template <class Acc>
+struct Raw {
+    u32 bits;
+
+    __device__ __forceinline__ void read(const Operand& operand, const u8* address) {
+        if (operand.dtype == kFloat32) bits = *reinterpret_cast<const u32*>(address);
+        else bits = *reinterpret_cast<const u16*>(address);
+    }
+    __device__ __forceinline__ Acc value(const Operand& operand) const {
+        if (operand.dtype == kFloat32) return float_of_bits(bits);
+        return operand.dtype == kFloat16 ? from_f16(static_cast<u16>(bits)) : from_bf16(static_cast<u16>(bits));
+    }
+};
+
+template <>
+struct Raw<double> {
+    double bits;
+
+    __device__ __forceinline__ void read(const Operand&, const u8* address) { bits = *reinterpret_cast<const double*>(address); }
+    __device__ __forceinline__ double value(const Operand&) const { return bits; }
+};

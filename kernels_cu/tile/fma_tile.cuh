@@ -38,12 +38,6 @@ struct FmaTiles {
     static_assert(kRows * kColumns <= 32, "visibility of a thread's scores is one word");
 };
 
-// Column chunks of a result; one where there are no columns, for what is stored beside them.
-template <class Tiles>
-__device__ __forceinline__ i32 chunks(i32 columns) {
-    return columns == 0 ? 1 : (columns + Tiles::kChunk - 1) / Tiles::kChunk;
-}
-
 template <class T>
 struct alignas(16) Vec {
     static constexpr int kSize = 16 / sizeof(T);
@@ -121,14 +115,48 @@ struct Rows {
     }
 };
 
-template <class Tiles, int kCount, int kPitch, class At>
+// Elements at any address, byte by byte: right, not fast.
+template <class Tiles, int kWidth, int kCount, int kPitch, class At>
+__device__ __forceinline__ void copy_unaligned(
+    typename Tiles::Acc (&to)[kCount][kPitch], const Rows& from, const At& at, i32 first, i32 columns) {
+#pragma unroll 1
+    for (int place = thread_index(); place < kCount * kWidth; place += Tiles::kThreads) {
+        const i32 column = first + place % kWidth;
+        const u8* row = from.row(at(place / kWidth));
+        const bool inside = row != nullptr && column < columns;
+        to[place / kWidth][place % kWidth] =
+            inside ? load<typename Tiles::Acc>(from.operand, row + column * from.operand.column) : 0;
+    }
+}
+
+// Rows [0, kCount) of a chunk, `at(r)` telling their coordinates, columns [first, first + kWidth), zeros beyond `columns`.
+// A thread has several loads in flight before it stores the first.
+template <class Tiles, int kWidth, int kCount, int kPitch, class At>
 __device__ __forceinline__ void copy_chunk(
-    typename Tiles::Acc (&to)[kCount][kPitch], int width, const Rows& from, At at, i32 first, i32 columns) {
-    for (int n = thread_index(); n < kCount * width; n += Tiles::kThreads) {
-        const int r = n / width, c = n % width;
-        const u8* row = from.row(at(r));
-        const bool inside = row != nullptr && first + c < columns;
-        to[r][c] = inside ? load<typename Tiles::Acc>(from.operand, row + (first + c) * from.operand.column) : 0;
+    typename Tiles::Acc (&to)[kCount][kPitch], const Rows& from, const At& at, i32 first, i32 columns) {
+    using Acc = typename Tiles::Acc;
+    constexpr int kEach = kCount * kWidth / Tiles::kThreads;
+    constexpr int kBatch = kEach < 4 ? kEach : 4;
+    static_assert(kCount * kWidth % Tiles::kThreads == 0 && kEach % kBatch == 0, "threads share a chunk evenly");
+    if (from.operand.unaligned) return copy_unaligned<Tiles, kWidth>(to, from, at, first, columns);
+#pragma unroll 1
+    for (int done = 0; done < kEach; done += kBatch) {
+        Raw<Acc> raw[kBatch];
+        u32 inside = 0;
+#pragma unroll
+        for (int n = 0; n < kBatch; ++n) {
+            const int place = (done + n) * Tiles::kThreads + thread_index();
+            const i32 column = first + place % kWidth;
+            const u8* row = from.row(at(place / kWidth));
+            if (row == nullptr || column >= columns) continue;
+            raw[n].read(from.operand, row + column * from.operand.column);
+            inside |= 1u << n;
+        }
+#pragma unroll
+        for (int n = 0; n < kBatch; ++n) {
+            const int place = (done + n) * Tiles::kThreads + thread_index();
+            to[place / kWidth][place % kWidth] = inside >> n & 1u ? raw[n].value(from.operand) : 0;
+        }
     }
 }
 
@@ -142,8 +170,8 @@ __device__ __forceinline__ void product(
         for (auto& score : row) score = 0;
     for (i32 first = 0; first < depth; first += Tiles::kDepth) {
         block_sync();
-        copy_chunk<Tiles>(shared.owner, Tiles::kDepth, owner, [&](int r) { return first_row + r; }, first, depth);
-        copy_chunk<Tiles>(shared.walked, Tiles::kDepth, walked, [&](int n) { return tile.at(n); }, first, depth);
+        copy_chunk<Tiles, Tiles::kDepth>(shared.owner, owner, [&](int r) { return first_row + r; }, first, depth);
+        copy_chunk<Tiles, Tiles::kDepth>(shared.walked, walked, [&](int n) { return tile.at(n); }, first, depth);
         block_sync();
         const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
         for (int d = 0; d < Tiles::kDepth; d += Tiles::kVec) {
@@ -188,7 +216,7 @@ __device__ __forceinline__ void accumulate(
         const i32 start = first + group * Tiles::kGroupWidth;
         if (start >= columns) break;
         block_sync();
-        copy_chunk<Tiles>(shared.rows, Tiles::kGroupWidth, walked, [&](int n) { return tile.at(n); }, start, columns);
+        copy_chunk<Tiles, Tiles::kGroupWidth>(shared.rows, walked, [&](int n) { return tile.at(n); }, start, columns);
         block_sync();
         Acc sum[Tiles::kRows][Tiles::kVec] = {};
         for (int n = 0; n < Tiles::kWalk; n += Tiles::kVec) {

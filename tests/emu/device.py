@@ -152,6 +152,12 @@ class EmuDevice:
     def to_host(self, array: EmuArray) -> np.ndarray:
         return array.get()
 
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def is_kernel_fault(self, error: BaseException) -> bool:
+        return isinstance(error, EmuError)
+
     def register(self, host: np.ndarray) -> None:
         """Let kernels touch the memory that `host` is a view of, for as long as that lives."""
         root = host

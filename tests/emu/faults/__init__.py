@@ -1,0 +1,13 @@
+"""Seeded faults: each is one edit of a kernel that a probe must notice. Later kernels add a file of theirs."""
+
+from __future__ import annotations
+
+from emu.faults.fault import Fault
+from emu.faults.kernels import KERNELS
+from emu.faults.schedule import SCHEDULE
+from emu.faults.score import SCORE
+from emu.faults.tile import TILE
+
+__all__ = ["FAULTS", "Fault"]
+
+FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS)

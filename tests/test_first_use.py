@@ -1,0 +1,377 @@
+"""First-use checks on the emulator: they launch what they vouch for, find what is wrong, and blame that alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from backends import EmuBackend
+from emu.arrays import EmuArray, EmuRuntime
+from emu.device import EmuDevice, EmuError
+
+import flashcupy as fc
+from flashcupy import reference
+from flashcupy.cuda import bwd, config, fallback, families, first_use, fwd, matrix, serve, verdicts
+from flashcupy.cuda import device as device_module
+from flashcupy.cuda.launch import PlanCache
+from flashcupy.cuda.sources import kernels_dir
+from flashcupy.errors import FirstUseError, NotWarmedUpError
+
+_CASES = list(matrix.check_cases())
+
+
+def _normal(*shape, dtype=np.float32):
+    return np.random.default_rng(shape).standard_normal(shape).astype(dtype)
+
+
+def _kinds(folder, verdict):
+    """Functions of the kernels with such a verdict."""
+    facts = [json.loads(path.read_bytes()) for path in folder.rglob("*.verdict")]
+    return sorted(
+        fact["kernel"].partition("_generic")[0].partition("_t128")[0] for fact in facts if fact["verdict"] == verdict
+    )
+
+
+@pytest.fixture
+def new_process(monkeypatch):
+    """Forget what this process knows, compiled kernels excepted."""
+
+    def forget():
+        monkeypatch.setattr(verdicts, "_good", set())
+        monkeypatch.setattr(verdicts, "_unwritten", {})
+        monkeypatch.setattr(serve, "_plans", PlanCache())
+        monkeypatch.setattr(fallback, "_told", set())
+
+    forget()
+    return forget
+
+
+@pytest.fixture
+def gpu(new_process, monkeypatch, tmp_path):
+    """A device that no kernel has run on."""
+    own = EmuDevice()
+    monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own)])
+    for name in ("FLASHCUPY_CHECK", "FLASHCUPY_FAMILY", "FLASHCUPY_FALLBACK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+    with config.use_tiles("small"):
+        yield own
+
+
+class _Watched(EmuDevice):
+    """Notes what is launched, and launches nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.entries = []
+
+    def compile(self, source, entry, include):
+        return entry.encode()
+
+    def load(self, path, entry, shared_bytes):
+        return entry
+
+    def launch(self, kernel, grid, block, shared_bytes, params):
+        self.entries.append(kernel)
+
+
+@pytest.fixture
+def watched(monkeypatch, tmp_path):
+    own = _Watched()
+    monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own)])
+    monkeypatch.setenv("FLASHCUPY_CHECK", "off")
+    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+    return own
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+def test_cases_have_names_of_their_own():
+    assert len({case.name for case in _CASES}) == len(_CASES)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=() if n % 14 == 5 else pytest.mark.slow) for n, case in enumerate(_CASES)],
+)
+def test_cases_pass(case):
+    backend = EmuBackend()
+    with backend.active(), config.use_tiles("small"):
+        assert case.run(backend.device) is None
+
+
+def test_cases_reach_every_kernel_of_the_table(watched):
+    for case in _CASES:
+        case.compute(watched)
+    expected = {one.name for one in matrix.compile_configs("plain")}
+    assert expected - set(watched.entries) == set()
+
+
+@pytest.mark.parametrize("wanted", [(), ("q",), ("v",), ("k", "sinks"), ("q", "k", "v", "bias", "sinks")])
+@pytest.mark.parametrize("block_size", [None, 16, 256])
+def test_a_check_launches_the_kernels_of_the_call(watched, wanted, block_size):
+    x, wide = EmuArray(_normal(2, 33, 24), watched), EmuArray(_normal(2, 33, 80), watched)
+    sinks = watched.from_host(_normal(2))
+    bias = EmuArray(_normal(33, 33), watched)
+    mask = None if block_size is None else fc.BlockMask.causal((33, 33), block_size=block_size)
+    _, residuals = fc.attention_fwd(x, x, wide, sinks=sinks, bias=bias, block_mask=mask)
+    if wanted:
+        watched.entries.clear()
+        fc.attention_bwd(wide, residuals, wrt=wanted)
+    call = set(watched.entries)
+    spec = fc.build.dense_problem(x, x, wide, fc.options.Options(sinks=sinks, bias=bias, block_mask=mask)).spec
+    launch = first_use.case_of(spec, wanted).begin(watched)
+    watched.entries.clear()
+    launch()
+    assert set(watched.entries) == call
+
+
+# ---- what is wrong is found, and blamed alone ------------------------------------------------------------------------
+
+_WRONG = """
+struct Wrong : Hook {
+    using Hook::Hook;
+    template <class Fragment, class Bits, class Place>
+    __device__ void scores(Fragment& fragment, Bits&, const Place&) {
+        for (auto& row : fragment.at) row[0] *= 1.001f;
+    }
+};
+extern"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _WrongConfig(config.GenericConfig):
+    """Scores a tenth of a percent off."""
+
+    @property
+    def name(self):
+        return config.GenericConfig.name.fget(self) + "_wrong"
+
+    def translation_unit(self):
+        unit = config.GenericConfig.translation_unit(self)
+        return unit.replace("extern", _WRONG, 1).replace("Tiles>>>(params)", "Tiles>, Wrong>>(params)")
+
+
+def _wrong(one):
+    return _WrongConfig(one.kernel, one.tiles, one.schedule, one.features)
+
+
+@pytest.fixture
+def break_generic(monkeypatch):
+    """Make the kernels of some kinds wrong; with a feature, only those that have it."""
+    choose = config.generic_config
+
+    def apply(*kinds, feature=None):
+        def wrong(spec, kernel):
+            one = choose(spec, kernel)
+            return _wrong(one) if kernel in kinds and (feature is None or feature in one.features) else one
+
+        monkeypatch.setattr(config, "generic_config", wrong)
+
+    return apply
+
+
+def test_a_wrong_forward_is_condemned_alone(gpu, break_generic, new_process, tmp_path):
+    break_generic("fwd", feature="softcap")
+    x = gpu.from_host(_normal(2, 40, 24))
+    host = {"sinks": np.array([0.5, 1.0], np.float32), "kv_lengths": 33}
+    for _ in range(2):  # the second time from the verdicts
+        with pytest.raises(FirstUseError, match=r"kernel fwd_generic\w*_wrong failed .* error"):
+            fc.attention(x, x, x, softcap=3.0, **host)
+        assert _kinds(tmp_path, "failed") == ["fwd"]
+        expected, _ = reference.attention(*[x.get()] * 3, **host)
+        assert np.allclose(fc.attention(x, x, x, **host).get(), expected, atol=1e-5)
+        new_process()
+    assert _kinds(tmp_path, "good") == ["fwd", "upload"]
+
+
+def test_a_right_kernel_is_checked_once(gpu, monkeypatch):
+    runs = []
+    for kind in {type(case) for case in _CASES}:
+        begin = kind.begin
+        monkeypatch.setattr(kind, "begin", lambda self, on, begin=begin: (runs.append(self.name), begin(self, on))[1])
+    for length in (40, 50):
+        x = gpu.from_host(_normal(1, length, 23))
+        fc.attention(x, x, x, kv_lengths=length)
+    assert runs == ["float32-d23-v23-fwd", "upload-float32"]
+
+
+def test_a_wrong_dq_condemns_what_asks_for_it(gpu, break_generic, new_process):
+    break_generic("dq")
+    x = gpu.from_host(_normal(1, 40, 24))
+    out, residuals = fc.attention_fwd(x, x, x)
+    for _ in range(2):
+        with pytest.raises(FirstUseError, match="dq of float32"):
+            fc.attention_bwd(out, residuals, wrt=("q",))
+        expected = reference.attention_bwd(out.get(), *[x.get()] * 3)
+        assert np.allclose(fc.attention_bwd(out, residuals, wrt=("v",)).dv.get(), expected.dv, atol=1e-4)
+        new_process()
+    with pytest.raises(FirstUseError, match=r"kernel dq_generic\w* failed"):
+        fc.attention_bwd(out, residuals)
+
+
+def _calls(gpu):
+    """Calls that need an elementwise kernel."""
+    x, batch = gpu.from_host(_normal(1, 40, 24)), gpu.from_host(_normal(3, 1, 40, 24))
+    cu = gpu.from_host(np.array([0, 7, 20], np.int32))
+
+    def sum_batch():
+        out, residuals = fc.attention_fwd(batch, x, x)
+        fc.attention_bwd(out, residuals, wrt=("k",))
+
+    return {
+        "upload": lambda: fc.attention(x, x, x, kv_lengths=30),
+        "fill": lambda: fc.attention_varlen(x, x, x, cu, cu, max_seqlen_q=13, max_seqlen_k=13),
+        "sum_batch": sum_batch,
+        "combine": lambda: fc.merge_attention(*zip(*[fc.attention(x, x, x, return_lse=True)] * 2, strict=True)),
+    }
+
+
+_BREAK = {
+    "upload": ("params.words,", "params.words - 1,"),
+    "fill": ("count(params.extents)", "count(params.extents) - 1"),
+    "sum_batch": ("double sum = 0", "double sum = 1e-3"),
+    "combine": ("sum.top + logarithm(sum.total)", "sum.top"),
+}
+
+
+@pytest.mark.parametrize("function", _BREAK)
+def test_a_broken_elementwise_kernel_is_condemned_alone(gpu, monkeypatch, tmp_path, function):
+    translation_unit = config.PlainConfig.translation_unit
+
+    def broken(self):
+        unit = translation_unit(self)
+        if self.function != function:
+            return unit
+        include = f"#include <{function}.cu>\n"
+        source = (kernels_dir() / f"{function}.cu").read_text()
+        assert _BREAK[function][0] in source
+        return unit.replace(include, source.replace(*_BREAK[function], 1))
+
+    monkeypatch.setattr(config.PlainConfig, "translation_unit", broken)
+    calls = _calls(gpu)
+    for _ in range(2):
+        with pytest.raises(FirstUseError, match=f"kernel {function}_"):
+            calls[function]()
+    assert [kind.partition("_float")[0] for kind in _kinds(tmp_path, "failed")] == [function]
+    for name, call in calls.items():
+        if name != function and (name, function) != ("combine", "upload"):  # a merge uploads
+            call()
+
+
+def test_a_call_of_the_checks_own_shapes_is_refused_too(gpu, break_generic):
+    break_generic("fwd", "dq")
+    case = first_use.Case("float32", 24, 24)
+    for _ in range(2):
+        with pytest.raises(FirstUseError):
+            case.compute(gpu)
+        with pytest.raises(FirstUseError):
+            dataclasses.replace(case, wanted=("q",)).compute(gpu)
+
+
+# ---- two families ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrong_family(monkeypatch):
+    """One that is preferred, and wrong. Its host code chooses configurations of its own."""
+    choose = config.generic_config
+
+    def with_wrong_kernels(plan):
+        def planned(build, *args, **options):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(config, "generic_config", lambda spec, kernel: _wrong(choose(spec, kernel)))
+                return plan(build, *args, **options)
+
+        return planned
+
+    plans = with_wrong_kernels(fwd.plan_forward), with_wrong_kernels(bwd.plan_backward)
+    wrong = families.Family("wrong", "a test's", lambda spec: None, *plans)
+    monkeypatch.setattr(families, "FAMILIES", {"wrong": wrong, **families.FAMILIES})
+
+
+def test_the_next_family_serves_where_the_preferred_is_wrong(gpu, wrong_family):
+    x = gpu.from_host(_normal(1, 40, 24))
+    expected, _ = reference.attention(*[x.get()] * 3, kv_lengths=30)
+    with pytest.warns(RuntimeWarning, match="family wrong does not work on cuda:0, generic serves") as caught:
+        out, residuals = fc.attention_fwd(x, x, x, kv_lengths=30)
+    assert len(caught) == 1
+    assert np.allclose(out.get(), expected, atol=1e-5)
+    grads = fc.attention_bwd(out, residuals)  # the second warning would be an error
+    right = reference.attention_bwd(out.get(), *[x.get()] * 3, kv_lengths=30)
+    for a, b in zip(grads[:3], right[:3], strict=True):
+        assert np.allclose(a.get(), b, atol=1e-4)
+
+
+def test_a_family_asked_for_by_name_is_not_replaced(gpu, wrong_family, monkeypatch):
+    monkeypatch.setenv("FLASHCUPY_FAMILY", "wrong")
+    x = gpu.from_host(_normal(1, 40, 24))
+    with pytest.raises(FirstUseError):
+        fc.attention(x, x, x)
+    monkeypatch.setenv("FLASHCUPY_FAMILY", "generic")
+    explained = fc.explain(x, x, x)
+    assert "wrong" not in explained.config
+    assert explained.reason.startswith("family generic: ")
+    assert "not wrong: FLASHCUPY_FAMILY asks for another" in explained.reason
+    monkeypatch.setenv("FLASHCUPY_FAMILY", "best")
+    for call in (fc.attention, fc.explain):
+        with pytest.raises(ValueError, match="FLASHCUPY_FAMILY is 'best'"):
+            call(x, x, x)
+
+
+# ---- whose fault it is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError("full"), RuntimeError("somebody else's")])
+def test_an_error_from_elsewhere_leaves_no_verdict(gpu, monkeypatch, tmp_path, error):
+    def fail(array):
+        raise error
+
+    x = gpu.from_host(_normal(1, 40, 24))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "to_host", fail)
+        with pytest.raises(type(error)) as caught:
+            fc.attention(x, x, x)
+    assert caught.value is error
+    assert list(tmp_path.rglob("*.verdict")) == []
+    fc.attention(x, x, x)
+
+
+def test_a_fault_of_the_kernel_condemns_it(gpu, monkeypatch, tmp_path):
+    def fault(*args):
+        raise EmuError("bounds: beyond an array")
+
+    x = gpu.from_host(_normal(1, 40, 24))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "launch", fault)
+        with pytest.raises(FirstUseError, match="EmuError: bounds"):
+            fc.attention(x, x, x)
+    assert _kinds(tmp_path, "failed") == ["fwd"]
+    with pytest.raises(FirstUseError, match="EmuError: bounds"):
+        fc.attention(x, x, x)
+
+
+# ---- warming up ------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_warmup_lengths_packing_and_merges_can_be_captured(gpu):
+    x, cu = gpu.from_host(_normal(1, 40, 24)), gpu.from_host(np.array([0, 7, 20], np.int32))
+    fc.warmup(x, x, x)
+    gpu.capturing = True
+    parts = [fc.attention(x, x, x, kv_lengths=30, return_lse=True)] * 2
+    fc.merge_attention(*zip(*parts, strict=True))
+    fc.attention_varlen(x, x, x, cu, cu, max_seqlen_q=13, max_seqlen_k=13)
+    with pytest.raises(NotWarmedUpError, match=r"while a CUDA graph is captured.*: call it before the capture"):
+        fc.warmup(x, x, x)
+
+
+def test_explain_counts_what_brings_host_operands(watched):
+    x = EmuArray(_normal(1, 33, 24), watched)
+    fc.attention(x, x, x)
+    assert fc.explain(x, x, x).compiled
+    assert not fc.explain(x, x, x, kv_lengths=30).compiled
+    fc.attention(x, x, x, kv_lengths=30)
+    assert fc.explain(x, x, x, kv_lengths=30).compiled
