@@ -124,3 +124,12 @@ def test_misaligned(kind, size, space):
         EmuError, match=f"^misaligned: use of a .*{kind}.*, aligned to {size}, {size} bytes at byte {size * 7 // 2} of"
     ):
         run(device, body, 1, 1, ROW, n=3 * size + size // 2, **arguments)
+
+
+@pytest.mark.parametrize("divide", ["p.out[t] = 7 / p.n;", "p.out[t] = 7 % p.n;"])
+def test_division_by_zero_is_an_error_not_the_end_of_the_process(divide):
+    device = EmuDevice()
+    run(device, divide, threads=32, blocks=1, out=_words(device, 32), n=2)
+    with pytest.raises(EmuError) as caught:
+        run(device, divide, threads=32, blocks=1, out=_words(device, 32), n=0)
+    assert caught.value.kind == "undefined"

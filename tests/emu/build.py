@@ -33,7 +33,7 @@ _KERNEL = (
     "-ftrivial-auto-var-init=pattern",
     "-fsanitize=thread",  # for the calls it plants; the runtime has its own functions behind them
     "--param=tsan-instrument-func-entry-exit=0",
-    "-fsanitize=alignment",
+    "-fsanitize=alignment,integer-divide-by-zero",
     "-fno-sanitize-recover=all",
     "-fno-plt",
     "-fno-asynchronous-unwind-tables",
