@@ -73,7 +73,7 @@ def attention(
     q_lengths, kv_lengths : int array, broadcastable to the batch dims, optional
         Used rows of q and of k, v (int32 or int64). Rows beyond them are never read.
     precision : {"highest", "tf32"}
-        Lowest accuracy permitted for float32 products. The NumPy backend always gives "highest".
+        Lowest accuracy permitted for float32 products. Both backends give "highest" so far.
     return_lse : bool
         Also return the log-sum-exp of each row's scores (natural log, sinks included).
     out : array, optional
@@ -92,7 +92,10 @@ def attention(
     TypeError, ValueError
         For arguments that do not fit, before anything is computed. The message names the argument.
     UnsupportedError
-        For arrays that are neither in host memory nor on a CUDA device.
+        For arrays that are neither in host memory nor on a CUDA device. There also for 2**28 rows or more, and for more
+        than four batch dims that do not merge.
+    KernelCompileError, FirstUseError, NotWarmedUpError
+        On a GPU: a kernel that does not compile, that failed its check there, or that is new under graph capture.
 
     See Also
     --------
@@ -204,8 +207,8 @@ def attention_bwd(
     dlse : array, shape and dtype of lse, optional
         Gradient with respect to the log-sum-exp, where the loss uses it.
     deterministic : bool
-        Bitwise equal results from run to run. The NumPy backend always is, except for the gradient of a bias that
-        broadcasts over batch, heads or rows: then True makes the call run on one thread.
+        Bitwise equal results from run to run. CUDA kernels always are, and so is the NumPy backend, except for the
+        gradient of a bias that broadcasts over batch, heads or rows: then True makes the call run on one thread.
     out : AttentionGrads of arrays or None, optional
         Where to write gradients: exact shape, dtype of the input (or float32 for 16-bit inputs).
 

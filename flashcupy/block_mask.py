@@ -316,7 +316,7 @@ class BlockMask(ListConstructors, PatternConstructors):
         return convert.to_dense(self._lists)
 
     def to_device(self, device: str) -> BlockMask:
-        """Return the mask on another device: itself for "cpu", UnsupportedError for a CUDA device."""
+        """Return itself for "cpu"; UnsupportedError for a CUDA device: calls there copy the lists by themselves."""
         check_device(device)
         return self
 

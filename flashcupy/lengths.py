@@ -77,7 +77,8 @@ def _values(array: Array) -> np.ndarray | None:
         return array
     from flashcupy.cuda.verdicts import check_mode
 
-    return runtime().device_of(array).to_host(array) if check_mode() == "values" else None
+    device = runtime().device_of(array)
+    return device.to_host(array) if check_mode() == "values" and not device.is_capturing() else None
 
 
 def _check_starts(starts: np.ndarray, lengths: np.ndarray, name: str, total: int) -> None:

@@ -41,13 +41,14 @@ class Explanation:
     reason : str
         Why this backend and configuration, and not a faster one.
     threads : int
+        Of the processor; on a GPU of one block.
     tasks : int
-        Independent pieces of work that the threads share.
+        Independent pieces of work that the threads share; on a GPU blocks.
     workspace_bytes : int
         Peak temporary memory of a forward, results not counted.
     backward_workspace_bytes : int
     compiled : bool
-        Whether a call now would run without compiling first.
+        Whether a forward now would run without compiling first.
     spec : AttentionSpec
     """
 

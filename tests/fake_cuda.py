@@ -35,6 +35,9 @@ class FakeDevice:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> EmuArray:
         return EmuArray(np.frombuffer(b"\xff" * (math.prod(shape) * dtype.itemsize), dtype).reshape(shape).copy(), self)
 
+    def is_capturing(self) -> bool:
+        return False
+
     def to_host(self, array: EmuArray) -> np.ndarray:
         self.copies_to_host += 1
         return array.get()

@@ -362,6 +362,14 @@ class TestForeignArrays:
         with pytest.raises(CudaError):
             runtime.read(SimpleNamespace(__dlpack__=None), "q")
 
+    def test_a_driver_too_old_for_cupy_is_said_so(self, runtime, fake):
+        def refuse(x):
+            raise CudaError(35)
+
+        fake.module.from_dlpack = refuse
+        with pytest.raises(RuntimeError, match="q is on a GPU that CuPy cannot use"):
+            runtime.read(SimpleNamespace(__dlpack__=None), "q")
+
 
 @pytest.mark.parametrize("status", [700, 702, 710, 714, 715, 716, 717, 718, 719, 720])
 def test_errors_that_a_kernel_causes(fake, status):

@@ -105,6 +105,7 @@ def nvrtc_compile(source: str, entry: str, arch: str, include: Path) -> tuple[by
 
 
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
+_INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 
 
 class CupyDevice:
@@ -226,8 +227,12 @@ class CupyRuntime:
             if hasattr(x, "__dlpack__"):
                 return self._cupy.from_dlpack(x), "jax" if library in ("jax", "jaxlib") else "cupy"
             return self._read_interface(x), "cupy"
-        except self._cupy.cuda.runtime.CUDARuntimeError:
-            raise
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            if getattr(error, "status", None) != _INSUFFICIENT_DRIVER:
+                raise
+            raise RuntimeError(
+                f"{name} is on a GPU that CuPy cannot use ('flashcupy info' tells more): {error}"
+            ) from None
         except (BufferError, NotImplementedError, RuntimeError, ValueError) as error:
             kind = f"{library} array of dtype {getattr(x, 'dtype', 'unknown')}"
             raise TypeError(f"{name} is a {kind} that CuPy cannot view: {error}") from error

@@ -68,7 +68,7 @@ class Batch:
         if len(kept) > BATCH_DIMS:
             raise UnsupportedError(
                 f"the batch dims {extents} of these arrays need {len(kept)} separate strides, the CUDA backend has "
-                f"{BATCH_DIMS}: reshape the arrays to fewer batch dims"
+                f"{BATCH_DIMS}: copy them to contiguous memory of the full batch, or loop over a batch dim"
             )
         self._dims = len(extents)
         self._runs: list[list[int]] = [[]] * (BATCH_DIMS - len(kept)) + kept
