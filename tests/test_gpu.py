@@ -1,0 +1,144 @@
+"""What only a GPU can show: graphs, streams, other libraries' tensors, exhausted memory, a kernel wrong on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import DTYPES
+from naive import assert_close, naive
+
+import flashcupy as fc
+from flashcupy import reference
+from flashcupy.cuda import config
+from flashcupy.errors import FirstUseError, NotWarmedUpError
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def cp():
+    return pytest.importorskip("cupy")
+
+
+def _normal(*shape, dtype=np.float32):
+    return np.random.default_rng(shape).standard_normal(shape).astype(dtype)
+
+
+def _operands(cp, dtype=np.float32):
+    return [cp.asarray(_normal(2, heads, rows, 32, dtype=dtype)) for heads, rows in ((4, 150), (2, 203), (2, 203))]
+
+
+def _require_right(out, q, k, v, **options):
+    want, _ = reference.attention(q, k, v, **options)
+    assert_close(out, want, naive(q, k, v, q.dtype, **options)[0])
+
+
+def test_a_graph_follows_its_inputs_and_draws_anew(cp):
+    """Replays must write nothing but the results: memory taken after the capture stays as it is."""
+    q, k, v = _operands(cp)
+    seed, lengths = cp.array([1, 2], dtype=np.uint64), cp.array([203, 77], dtype=np.int32)
+    mask = fc.BlockMask.sliding_window((150, 203), 64, 0)
+    options = {"dropout": 0.3, "seed": seed, "kv_lengths": lengths, "block_mask": mask}
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        fc.warmup(q, k, v, backward=True, **options)
+        fc.attention_bwd(*fc.attention_fwd(q, k, v, **options))  # the pool has the memory from here on
+        stream.begin_capture()
+        out, residuals = fc.attention_fwd(q, k, v, **options)
+        grads = fc.attention_bwd(q, residuals)
+        graph = stream.end_capture()
+        others = [cp.full(1 << 16, 7, np.float32) for _ in range(64)]
+        for first, length in ((1, 203), (9, 40)):
+            seed[0], lengths[0] = first, length
+            q *= 0.5
+            graph.launch(stream)
+            want, kept = fc.attention_fwd(q, k, v, **{**options, "seed": (first, 2)})
+            assert cp.array_equal(out, want)
+            for a, b in zip(grads[:3], fc.attention_bwd(q, kept)[:3], strict=True):
+                assert cp.array_equal(a, b)
+        assert all(bool((other == 7).all()) for other in others)
+
+
+def test_what_is_new_under_capture_is_refused(cp, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+    q = cp.asarray(_normal(1, 2, 70, 24))
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(NotWarmedUpError, match="warmup"):
+                fc.attention(q, q, q, softcap=3.0, alibi_slopes=np.ones(2, np.float32))
+        finally:
+            stream.end_capture()
+
+
+def test_streams_share_a_mask_and_keep_their_order(cp):
+    q, k, v = _operands(cp)
+    mask = fc.BlockMask.bigbird((150, 203), window=48, n_global=16, n_random=1, rng=np.random.default_rng(0))
+    streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    cp.cuda.Device().synchronize()
+    results = []
+    for stream in streams:
+        with stream:
+            results.append(fc.attention(q, k, v, block_mask=mask))
+    for stream in streams:
+        stream.synchronize()
+    assert cp.array_equal(*results)
+    _require_right(results[0].get(), *(x.get() for x in (q, k, v)), block_mask=mask)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_torch_tensors_come_in_and_go_out(cp, dtype):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    q, k, v = (torch.as_tensor(_normal(2, 2, 70, 32)).to("cuda", getattr(torch, dtype)) for _ in range(3))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        out, residuals = fc.attention_fwd(q, k, v, causal=True)
+        given = torch.empty_like(out)
+        assert fc.attention(q, k, v, causal=True, out=given) is given
+        grads = fc.attention_bwd(out, residuals)
+        assert all(x.dtype == q.dtype and x.is_cuda for x in (out, *grads[:3]))
+        assert torch.equal(out, given)
+        host = (x.float().cpu().numpy().astype(DTYPES[dtype]) for x in (out, q, k, v))
+        _require_right(*host, causal=True)
+
+
+def test_exhausted_memory_leaves_the_process_usable(cp):
+    q = cp.asarray(_normal(1, 2, 70, 32))
+    free = cp.cuda.Device().mem_info[0]
+    many = cp.broadcast_to(q, (free // (q.nbytes // 2), 2, 70, 32))
+    with pytest.raises(cp.cuda.memory.OutOfMemoryError):
+        fc.attention(many, q, q)
+    _require_right(fc.attention(q, q, q).get(), *(q.get(),) * 3)
+
+
+def test_a_kernel_that_is_wrong_here_is_refused(cp, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("FLASHCUPY_CHECK", "first-use")
+    unit = config.GenericConfig.translation_unit
+    wrong = (
+        "struct Wrong : Hook { using Hook::Hook; template <class F, class B, class P> __device__ void scores(F& f, B&, "
+    )
+    wrong += "const P&) { for (auto& row : f.at) row[0] *= 1.01f; } };\nextern"
+    monkeypatch.setattr(
+        config.GenericConfig,
+        "translation_unit",
+        lambda self: unit(self).replace("extern", wrong, 1).replace("Alibi<Tiles>>", "Alibi<Tiles>, Wrong>"),
+    )
+    q = cp.asarray(_normal(1, 2, 70, 32))
+    for _ in range(2):
+        with pytest.raises(FirstUseError, match="error"):
+            fc.attention(q, q, q, softcap=2.0, alibi_slopes=np.ones(2, np.float32))
+
+
+def test_each_device_computes_its_own(cp):
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two GPUs")
+    results = []
+    for ordinal in range(2):
+        with cp.cuda.Device(ordinal):
+            q = cp.asarray(_normal(1, 2, 70, 32))
+        results.append(fc.attention(q, q, q))  # the current device is another one
+        assert results[-1].device.id == ordinal
+    assert np.array_equal(*(x.get() for x in results))
