@@ -113,13 +113,14 @@ class GenericConfig:
         return -(-(self.tiles.product_bytes + stats + segments) // alignment) * alignment
 
     @property
-    def resident_blocks(self) -> int:
+    def resident_blocks(self) -> str:
         """Blocks that a multiprocessor shall hold: two hide latency better, where ptxas need not spill for the second.
 
-        Left to itself it spills for one more in many kernels.
+        Left to itself it spills for one more in many kernels. On Volta it spills in this one too.
         """
         roomy = self.kernel == "fwd" and self.tiles.acc == "float" and self.tiles.groups == 1
-        return 2 if roomy and self.schedule == "band" and not self.features else 1
+        two = roomy and self.schedule == "band" and not self.features
+        return "__CUDA_ARCH__ < 750 ? 1 : 2" if two else "1"
 
     def translation_unit(self) -> str:
         source, function, shared, _ = _GENERIC[self.kernel]
