@@ -57,9 +57,6 @@ class _Gpu:
     def read(self, x: Any, name: str) -> tuple[Any, str]:
         return x, "cupy"
 
-    def is_array(self, array: object) -> bool:
-        return isinstance(array, _Array)
-
     def write_back(self, array: Any, library: str) -> Any:
         return array
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flashcupy.arrays import bfloat16, in_device_memory
+from flashcupy.arrays import bfloat16
 from flashcupy.cuda import nvrtc
 from flashcupy.cuda.device import Array, DeviceProperties
 from flashcupy.cuda.environment import LOG, lineinfo
@@ -213,9 +213,6 @@ class CupyRuntime:
         self._cupy = _cupy()
         self._devices: dict[int, CupyDevice] = {}
 
-    def owns(self, x: object) -> bool:
-        return in_device_memory(x)
-
     def read(self, x: Any, name: str) -> tuple[Array, str]:
         if isinstance(x, self._cupy.ndarray):
             return x, "cupy"
@@ -261,9 +258,6 @@ class CupyRuntime:
             if array.dtype.name == "bfloat16":
                 return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
             return torch.from_dlpack(array)
-
-    def is_array(self, array: object) -> bool:
-        return isinstance(array, self._cupy.ndarray)
 
     def pointer(self, array: Array) -> int:
         return array.data.ptr

@@ -97,11 +97,7 @@ class Device(Protocol):
 
 
 class Runtime(Protocol):
-    """The array library of the devices: which objects are its arrays, and how they come in and go out."""
-
-    def owns(self, x: object) -> bool:
-        """Whether `x` is in device memory: an array of the library or of another that can hand it over."""
-        ...
+    """The array library of the devices: how arrays come in and go out."""
 
     def read(self, x: Any, name: str) -> tuple[Array, str]:
         """View `x` without a copy, and tell the library it came from, as `flashcupy.arrays.read` does for the host."""
@@ -109,10 +105,6 @@ class Runtime(Protocol):
 
     def write_back(self, array: Array, library: str) -> Any:
         """Hand `array` over as an array of `library`, sharing its memory."""
-        ...
-
-    def is_array(self, array: object) -> bool:
-        """Whether `array` is what `read` returns: the library's own array type."""
         ...
 
     def pointer(self, array: Array) -> int:

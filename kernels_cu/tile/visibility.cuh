@@ -1,5 +1,6 @@
 // Which of a thread's scores are visible by the schedule alone. Where a tile is FULL, rows beyond the owner's length are
-// left visible: they are zeros, and nobody stores them. A hook that reads memory must not touch them, so it gets kEdges.
+// left visible: they are zeros, and nobody stores them. A hook that reads memory for each score (kHides) never sees such a
+// tile: there every score is looked at, rows beyond the length included.
 #pragma once
 
 #include <tile/fma_tile.cuh>

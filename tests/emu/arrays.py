@@ -110,9 +110,6 @@ class EmuRuntime:
     def __init__(self, *devices: Any) -> None:
         self._devices = devices
 
-    def owns(self, x: object) -> bool:
-        return isinstance(x, EmuArray)
-
     def read(self, x: Any, name: str) -> tuple[EmuArray, str]:
         if not isinstance(x, EmuArray):
             raise TypeError(f"{name} is a {type(x).__name__}, expected an array of the emulated device")
@@ -121,9 +118,6 @@ class EmuRuntime:
     def write_back(self, array: EmuArray, library: str) -> EmuArray:
         assert library == "emu", library
         return array
-
-    def is_array(self, array: object) -> bool:
-        return isinstance(array, EmuArray)
 
     def pointer(self, array: EmuArray) -> int:
         array.device.register(array._host)
