@@ -2,12 +2,6 @@
 // columns, all tiles) that share it. Deterministic, without a buffer larger than dbias.
 #include <bwd_generic.cu>
 
-template <class Tiles, class Schedule>
-struct BiasShared {
-    ProductShared<Tiles> product;
-    typename Schedule::Shared schedule;
-};
-
 // Tile of the bias: which entry of its batch and head, which rows and columns; 0 where it broadcasts.
 struct BiasTile {
     Work entry;
@@ -20,7 +14,7 @@ class BiasGradient {
     using Tile = typename Schedule::Tile;
 
 public:
-    __device__ BiasGradient(const AttentionParams& params, const BiasTile& own, BiasShared<Tiles, Schedule>& shared)
+    __device__ BiasGradient(const AttentionParams& params, const BiasTile& own, TileShared<Tiles, Schedule>& shared)
         : params_(params), own_(own), shared_(shared) {}
 
     __device__ void run() {
@@ -102,13 +96,13 @@ private:
 
     const AttentionParams& params_;
     const BiasTile& own_;
-    BiasShared<Tiles, Schedule>& shared_;
+    TileShared<Tiles, Schedule>& shared_;
     CompensatedSum<Acc> sums_[Tiles::kRows][Tiles::kColumns] = {};
 };
 
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dbias_generic(const AttentionParams& params) {
-    auto& shared = shared_memory<BiasShared<Tiles, Schedule>>();
+    auto& shared = shared_memory<TileShared<Tiles, Schedule>>();
     const u32 row_tiles = ceil_div(params.bias_rows, Tiles::kOwner);
     const u32 column_tiles = ceil_div(params.bias_columns, Tiles::kWalk);
     u32 rest = block_index();

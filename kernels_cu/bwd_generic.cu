@@ -8,12 +8,6 @@
 
 // ---- dq ----
 
-template <class Tiles, class Schedule>
-struct QueryShared {
-    ProductShared<Tiles> product;
-    typename Schedule::Shared schedule;
-};
-
 // One query tile: (kOwner, kChunk) of dq, and each row's share of dsinks.
 template <class Tiles, class Schedule, class Hooks>
 class QueryGradient {
@@ -22,7 +16,7 @@ class QueryGradient {
 
 public:
     __device__ QueryGradient(const AttentionParams& params, const Work& work, const Sequence& sequence,
-                             QueryShared<Tiles, Schedule>& shared)
+                             TileShared<Tiles, Schedule>& shared)
         : params_(params), work_(work), sequence_(sequence), shared_(shared), hooks_(params, work, work.head, sequence),
           operands_(query_operands(params, work, work.head, work.head / (params.q_heads / params.kv_heads), sequence)),
           first_row_(work.tile * Tiles::kOwner), first_column_(work.chunk * Tiles::kChunk) {
@@ -79,7 +73,7 @@ private:
     const AttentionParams& params_;
     const Work& work_;
     const Sequence sequence_;
-    QueryShared<Tiles, Schedule>& shared_;
+    TileShared<Tiles, Schedule>& shared_;
     Hooks hooks_;
     const GradientOperands operands_;
     const i32 first_row_, first_column_;
@@ -90,7 +84,7 @@ private:
 
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dq_generic(const AttentionParams& params) {
-    auto& shared = shared_memory<QueryShared<Tiles, Schedule>>();
+    auto& shared = shared_memory<TileShared<Tiles, Schedule>>();
     StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);

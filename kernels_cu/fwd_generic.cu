@@ -7,12 +7,6 @@
 #include <score/features.cuh>
 #include <tile/visibility.cuh>
 
-template <class Tiles, class Schedule>
-struct ForwardShared {
-    ProductShared<Tiles> product;
-    typename Schedule::Shared schedule;
-};
-
 // One query tile: (kOwner, kChunk) of out, and where the chunk is the first, kOwner of lse.
 template <class Tiles, class Schedule, class Hooks>
 class ForwardTile {
@@ -21,7 +15,7 @@ class ForwardTile {
 
 public:
     __device__ ForwardTile(const AttentionParams& params, const Work& work, const Sequence& sequence,
-                           ForwardShared<Tiles, Schedule>& shared)
+                           TileShared<Tiles, Schedule>& shared)
         : params_(params), work_(work), sequence_(sequence), shared_(shared), hooks_(params, work, work.head, sequence),
           first_row_(work.tile * Tiles::kOwner), first_column_(work.chunk * Tiles::kChunk) {}
 
@@ -103,7 +97,7 @@ private:
     const AttentionParams& params_;
     const Work& work_;
     const Sequence sequence_;
-    ForwardShared<Tiles, Schedule>& shared_;
+    TileShared<Tiles, Schedule>& shared_;
     Hooks hooks_;
     const i32 first_row_, first_column_;
     Softmax<Tiles> softmax_;
@@ -112,7 +106,7 @@ private:
 
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void fwd_generic(const AttentionParams& params) {
-    auto& shared = shared_memory<ForwardShared<Tiles, Schedule>>();
+    auto& shared = shared_memory<TileShared<Tiles, Schedule>>();
     StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);

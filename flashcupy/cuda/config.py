@@ -81,10 +81,10 @@ class Tiles:
 
 
 _GENERIC = {  # kernel: source, function, shared struct, walked rows' statistics in shared memory
-    "fwd": ("fwd_generic.cu", "fwd_generic", "ForwardShared", False),
-    "dq": ("bwd_generic.cu", "bwd_dq_generic", "QueryShared", False),
+    "fwd": ("fwd_generic.cu", "fwd_generic", "TileShared", False),
+    "dq": ("bwd_generic.cu", "bwd_dq_generic", "TileShared", False),
     "dkv": ("bwd_generic.cu", "bwd_dkv_generic", "KeyShared", True),
-    "dbias": ("bwd_dbias_generic.cu", "bwd_dbias_generic", "BiasShared", False),
+    "dbias": ("bwd_dbias_generic.cu", "bwd_dbias_generic", "TileShared", False),
 }
 
 

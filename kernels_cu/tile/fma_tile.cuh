@@ -64,6 +64,13 @@ struct alignas(16) ProductShared {
     alignas(16) Acc weights[Tiles::kOwner][Tiles::kWalkPitch];
 };
 
+// All that a block shares whose tiles a schedule yields.
+template <class Tiles, class Schedule>
+struct TileShared {
+    ProductShared<Tiles> product;
+    typename Schedule::Shared schedule;
+};
+
 // A thread's scores, and a word of bits beside them.
 template <class Tiles>
 struct Fragment {
