@@ -20,11 +20,14 @@ def device(request):
 
 @pytest.mark.parametrize(("blocks", "threads"), [(1, 1), (5, 96), (3, 40), (2, 1024)])
 def test_special_registers(device, blocks, threads):
-    out = device.empty((blocks, threads, 3), np.uint32)
-    body = "u32* mine = p.out + (b * p.n + t) * 3; mine[0] = t; mine[1] = b; mine[2] = block_count();"
+    out = device.empty((blocks, threads, 4), np.uint32)
+    body = """
+    u32* mine = p.out + (b * p.n + t) * 4;
+    mine[0] = t; mine[1] = thread_index_anew(); mine[2] = b; mine[3] = block_count();
+    """
     run(device, body, threads, blocks, out=out, n=threads)
     b, t = np.indices((blocks, threads))
-    np.testing.assert_array_equal(out.get(), np.stack([t, b, np.full_like(t, blocks)], -1))
+    np.testing.assert_array_equal(out.get(), np.stack([t, t, b, np.full_like(t, blocks)], -1))
 
 
 def test_shared_memory_is_one_aligned_struct_of_the_block(device):
@@ -150,6 +153,47 @@ def test_conversion_of_nan_is_canonical(device, function):
     np.testing.assert_array_equal(_convert(device, function, bits.view(np.float32), np.uint16), np.uint16(0x7FFF))
 
 
+@pytest.mark.parametrize(("function", "type_16"), [("pack_f16", np.float16), ("pack_bf16", ml_dtypes.bfloat16)])
+def test_packing_puts_the_first_into_the_lower_half(device, function, type_16):
+    x = np.random.default_rng(6).standard_normal((2, 256)).astype(np.float32)
+    x[0, :3], x[1, 3:5] = [1e9, 1e-9, np.inf], [-np.inf, -0.0]
+    out = device.empty((256,), np.uint32)
+    run(device, f"p.out[t] = {function}(p.x[t], p.x[256 + t]);", 256, x=device.from_host(x), out=out)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(out.get().view(np.uint16).reshape(256, 2), x.T.astype(type_16).view(np.uint16))
+
+
+def test_bits_of_a_float_are_its_bits(device):
+    bits = np.array([0, 1, 0x80000000, 0x7F800001, 0xFFFFFFFF, 0x3F800000], np.uint32)
+    out = device.empty((6,), np.uint32)
+    body = "p.out[t] = bits_of_float(float_of_bits(p.x[t]));"
+    run(device, body, 6, x=device.from_host(bits), out=out)
+    np.testing.assert_array_equal(out.get(), bits)
+
+
+TINY = 2.0**-127  # a subnormal number
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "edges"),
+    [
+        ("exp2_approximate", np.exp2, {-np.inf: 0, np.inf: np.inf, TINY: 1, -TINY: 1, -126: 2.0**-126, -126.5: 0}),
+        ("reciprocal_approximate", np.reciprocal, {-np.inf: -0.0, 0.0: np.inf, -TINY: -np.inf, -(2.0**127): -0.0}),
+    ],
+)
+def test_approximations(device, function, exact, edges):
+    """Within the manual's bounds, and where it says what comes out, that."""
+    x = np.random.default_rng(8).uniform(-120, 120, 1024).astype(np.float32)
+    x[: len(edges)] = list(edges)
+    x[len(edges)] = np.nan
+    out = device.empty(x.shape, np.float32)
+    run(device, f"p.out[t] = {function}(p.x[t]);", 1024, x=device.from_host(x), out=out)
+    got, rest = out.get(), slice(len(edges) + 1, None)
+    np.testing.assert_array_equal(got[: len(edges)].view(np.uint32), np.float32(list(edges.values())).view(np.uint32))
+    assert np.isnan(got[len(edges)])
+    np.testing.assert_allclose(got[rest], exact(x[rest].astype(np.float64)), rtol=2.0**-22)
+
+
 def test_atomics_update_and_return_the_old_value(device):
     body = """
     u32 bits = __builtin_bit_cast(u32, 0.5f);
@@ -178,11 +222,15 @@ def test_words_of_cuda_without_headers(device):
     np.testing.assert_allclose(out.get(), want, rtol=2.0**-22)
 
 
-SIGNATURE = re.compile(r"__device__ __forceinline__ ([\w& ]+?) (\w+)\(([^)]*(?:\(\))?)\)")
+# Template head, result, name and parameters, which may have parentheses of their own: `const u32 (&a)[4]`.
+SIGNATURE = re.compile(
+    r"(template <[^>]*>\s+)?__device__ __forceinline__ ([\w& ]+?) (\w+)\(((?:[^()]|\([^()]*\))*)\) \{"
+)
 
 
 def _signatures(path):
-    text = path.read_text().replace(", emu::Site site = emu::here()", "").replace("emu::Site site = emu::here()", "")
+    text = re.sub(r"\s+", " ", path.read_text())
+    text = text.replace(", emu::Site site = emu::here()", "").replace("emu::Site site = emu::here()", "")
     return {match.groups() for match in SIGNATURE.finditer(text)}
 
 
@@ -191,13 +239,13 @@ def test_the_seam_has_the_same_functions_on_both_sides():
     assert files == sorted(path.name for path in (KERNELS / "ptx").iterdir())
     for name in files:
         ours, theirs = _signatures(PTX / name), _signatures(KERNELS / "ptx" / name)
-        assert ours, name
         assert ours == theirs, name
+        assert len(ours) == (KERNELS / "ptx" / name).read_text().count("__device__"), name
 
 
 # What only kernels_cu/ptx/ may say: behind it the emulator can take over.
 ONLY_PTX = re.compile(
-    r"\basm\b|__syncthreads|__syncwarp|__shfl|__ballot|__shared__|__cvta|\batomic[A-Z]"
+    r"\basm\b|__syncthreads|__syncwarp|__shfl|__ballot|__any|__all|__shared__|__cvta|\batomic[A-Z]"
     r"|\b(threadIdx|blockIdx|blockDim|gridDim)\b|__(float|int|uint|double)_as_|__umulhi|__ldg"
 )
 

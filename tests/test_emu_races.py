@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 
 import numpy as np
@@ -168,10 +169,10 @@ def test_a_report_names_the_other_block():
         run(device, "if (t == 3 + 2 - b) p.out[5] = t;", 64, 3, out=_words(device, 8))
 
 
-# Random programs. Each thread of a block runs a list of operations, one a step: read or write some bytes, or meet the
-# other threads of its warp or of its block, which all do at the same step.
-NOTHING, READ, WRITE, WARP, BLOCK = range(5)
-STEPS, THREADS, BYTES = 16, 96, 24
+# Random programs. Each thread of a block runs a list of operations, one a step: read or write some bytes, copy 16 bytes
+# asynchronously, commit or wait, or meet the other threads of its warp or of its block, which all do at the same step.
+NOTHING, READ, WRITE, WARP, BLOCK, COPY, COMMIT, WAIT = range(8)
+STEPS, THREADS, BYTES = 20, 96, 32
 INTERPRETER = """
 u32 sum = 0;
 if (t == 0) for (u32 i = 0; i < sizeof(s.bytes); ++i) s.bytes[i] = 0;
@@ -188,53 +189,93 @@ for (u32 step = 0; step < p.steps; ++step) {
     }
     if (operation[0] == 3) warp_sync();
     if (operation[0] == 4) block_sync();
+    if (operation[0] == 5) copy_async_16(at, p.program, operation[2]);
+    if (operation[0] == 6) copy_async_commit();
+    if (operation[0] == 7 && operation[1] == 0) copy_async_wait<0>();
+    if (operation[0] == 7 && operation[1] == 1) copy_async_wait<1>();
 }
 p.sums[b * p.width + t] = sum;
 """
 
 
-def _program(rng, blocks):
+def _program(rng, blocks, copies):
+    """Accesses of a few threads, of which `copies` are asynchronous; these are mostly ended as they ought to be."""
     program = np.zeros((blocks, THREADS, STEPS, 4), np.uint8)
     busy = rng.choice(THREADS, 4, replace=False)
     writes = rng.choice([0.1, 0.3])
-    for block in range(blocks):
-        for step in range(STEPS):
-            kind = rng.random()
-            if kind < 0.25:
-                program[block, :, step, 0] = BLOCK
-            elif kind < 0.6:
-                warps = rng.random(THREADS // 32) < 0.8
-                program[block, :, step, 0] = np.repeat(np.where(warps, WARP, NOTHING), 32)
-            else:
-                for thread in busy[rng.random(busy.size) < 0.4]:
-                    size = 1 << rng.integers(3)
-                    offset = size * rng.integers(BYTES // size)
-                    program[block, thread, step, :3] = [WRITE if rng.random() < writes else READ, offset, size]
+    turn = 0
+    for block, step in np.ndindex(blocks, STEPS):
+        operations = program[block, :, step]
+        kind = rng.random()
+        if copies and kind < 0.6:
+            operations[:, 0] = (COMMIT, WAIT, BLOCK)[turn % 3]
+            operations[:, 1] = rng.random() < 0.1  # groups that may be pending
+            turn += 1 + (rng.random() < 0.1)
+        elif kind < 0.25:
+            operations[:, 0] = BLOCK
+        elif kind < 0.6:
+            warps = rng.random(THREADS // 32) < 0.8
+            operations[:, 0] = np.repeat(np.where(warps, WARP, NOTHING), 32)
+        else:
+            for thread in busy[rng.random(busy.size) < (0.15 if copies else 0.4)]:
+                size = 1 << rng.integers(3)
+                offset = size * rng.integers(BYTES // size)
+                operations[thread, :3] = [WRITE if rng.random() < writes else READ, offset, size]
+                if rng.random() < copies:
+                    operations[thread, :3] = [COPY, 16 * rng.integers(BYTES // 16), rng.choice([0, 7, 16])]
     return program
 
 
-def _has_race(program, in_shared):
+class _Oracle:
     """Happens-before by definition: a set of all earlier accesses for each thread."""
-    accesses = []  # (block, thread, first byte, end, whether it writes)
-    known = {}
-    for block, steps in enumerate(program):
-        for thread in range(THREADS):
-            known[block, thread] = set()
-        for step in range(STEPS):
-            for thread in np.flatnonzero(np.isin(steps[:, step, 0], (READ, WRITE))):
-                kind, offset, size, _ = map(int, steps[thread, step])
-                for number, (other_block, _, first, end, writes) in enumerate(accesses):
-                    unordered = number not in known[block, thread] and (other_block == block or not in_shared)
-                    if unordered and first < offset + size and offset < end and (writes or kind == WRITE):
-                        return True
-                accesses.append((block, thread, offset, offset + size, kind == WRITE))
-                known[block, thread].add(len(accesses) - 1)
-            for kind, width in ((WARP, 32), (BLOCK, THREADS)):
-                for first in range(0, THREADS, width):
-                    if steps[first, step, 0] == kind:
-                        group = [(block, thread) for thread in range(first, first + width)]
-                        met = set().union(*(known[member] for member in group))
-                        known.update({member: set(met) for member in group})
+
+    def __init__(self, in_shared):
+        self.in_shared = in_shared
+        self.accesses = []  # (block, first byte, end, whether it writes)
+        self.known = collections.defaultdict(set)
+        # Of each thread: the numbers of its copies by group, the last group not committed yet.
+        self.groups = collections.defaultdict(lambda: [[]])
+
+    def races(self, block, thread, kind, offset, size):
+        """Whether one more access races with an earlier one."""
+        for number, (other_block, first, end, writes) in enumerate(self.accesses):
+            unordered = number not in self.known[block, thread] and (other_block == block or not self.in_shared)
+            if unordered and first < offset + size and offset < end and (writes or kind != READ):
+                return True
+        self.accesses.append((block, offset, offset + size, kind != READ))
+        # A copy comes after what its thread did before, and before what it does after the wait.
+        where = self.groups[block, thread][-1].append if kind == COPY else self.known[block, thread].add
+        where(len(self.accesses) - 1)
+        return False
+
+    def wait(self, block, thread, pending):
+        groups = self.groups[block, thread]
+        for group in groups[: max(len(groups) - 1 - pending, 0)]:
+            self.known[block, thread].update(group)
+
+    def meet(self, block, threads):
+        met = set().union(*(self.known[block, thread] for thread in threads))
+        self.known.update({(block, thread): set(met) for thread in threads})
+
+
+def _has_race(program, in_shared):
+    oracle = _Oracle(in_shared)
+    for block, step in np.ndindex(len(program), STEPS):
+        operations = program[block, :, step]
+        for thread in np.flatnonzero(operations[:, 0] > BLOCK):
+            kind, argument = map(int, operations[thread, :2])
+            if kind == COPY and oracle.races(block, thread, COPY, argument, 16):
+                return True
+            if kind == COMMIT:
+                oracle.groups[block, thread].append([])
+            if kind == WAIT:
+                oracle.wait(block, thread, argument)
+        for thread in np.flatnonzero(np.isin(operations[:, 0], (READ, WRITE))):
+            if oracle.races(block, thread, *map(int, operations[thread, :3])):
+                return True
+        for kind, width in ((WARP, 32), (BLOCK, THREADS)):
+            for first in np.flatnonzero(operations[::width, 0] == kind) * width:
+                oracle.meet(block, range(first, first + width))
     return False
 
 
@@ -247,21 +288,21 @@ def _report(device, program, blocks, in_shared):
     }
     sizes = {"in_shared": int(in_shared), "steps": STEPS, "width": THREADS}
     try:
-        run(device, INTERPRETER, THREADS, blocks, f"alignas(4) u8 bytes[{BYTES}];", **arguments, **sizes)
+        run(device, INTERPRETER, THREADS, blocks, f"alignas(16) u8 bytes[{BYTES}];", **arguments, **sizes)
     except EmuError as error:
         return error.kind
     return ""
 
 
-@pytest.mark.parametrize("in_shared", [True, False])
-def test_random_programs_race_where_the_oracle_says(in_shared):
+@pytest.mark.parametrize(("in_shared", "copies"), [(True, 0), (True, 0.4), (False, 0)])
+def test_random_programs_race_where_the_oracle_says(in_shared, copies):
     rng = np.random.default_rng(7)
     verdicts = []
     for number in range(300):
         blocks = 1 + number % 2
         order = ORDERS[number % 3]
         device = EmuDevice(settings=Settings(lane_order=order, block_order=order, seed=number))
-        program = _program(rng, blocks)
+        program = _program(rng, blocks, copies)
         found = _report(device, program, blocks, in_shared)
         assert found in ("", "race"), number
         verdicts.append(found == "race")

@@ -29,3 +29,20 @@ __device__ __forceinline__ u16 to_bf16(float value) {
 
 // mov.b32: the number with these bits.
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
+
+// mov.b32: the bits of this number.
+__device__ __forceinline__ u32 bits_of_float(float value) { return __float_as_uint(value); }
+
+// cvt.rn.f16x2.f32: two of to_f16, `low` in the lower half. From sm_80 on.
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+// cvt.rn.bf16x2.f32: two of to_bf16, `low` in the lower half. From sm_80 on.
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}

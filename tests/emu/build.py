@@ -26,7 +26,7 @@ _COMMON = (
     "-fno-strict-aliasing",
     "-fno-stack-protector",
 )
-_RUNTIME = (*_COMMON, "-O2", "-g", "-Wall", "-Wextra", "-shared", "-pthread")
+_RUNTIME = (*_COMMON, "-O2", "-g", "-Wall", "-Wextra", "-Wno-psabi", "-shared", "-pthread")
 _KERNEL = (
     *_COMMON,
     "-Wno-unknown-pragmas",
@@ -54,16 +54,17 @@ def build_flags() -> tuple[str, ...]:
     kind = os.environ.get("FLASHCUPY_EMU_BUILD", "")
     if kind not in _BUILDS:
         raise ValueError(f"FLASHCUPY_EMU_BUILD is {kind!r}, expected one of {sorted(_BUILDS)}")
-    return (*_BUILDS[kind], *(("-march=x86-64-v3",) if _has_fma() else ()))
+    return (*_BUILDS[kind], *_processor_flags())
 
 
-def _has_fma() -> bool:
-    # Without it every fmaf is a call.
+@functools.cache
+def _processor_flags() -> tuple[str, ...]:
+    # Without them every fmaf is a call, and mma takes its columns one by one.
     try:
         words = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
     except OSError:
-        return False
-    return {"fma", "avx2", "bmi2", "f16c", "movbe"} <= words
+        return ()
+    return ("-march=x86-64-v3",) if {"fma", "avx2", "bmi2", "f16c", "movbe"} <= words else ()
 
 
 @functools.cache
@@ -89,7 +90,7 @@ def compiler_version() -> str:
 @functools.cache
 def runtime_library() -> Path:
     """Return the runtime library, compiled if need be. Its name tells its version: kernels ask for it by name."""
-    name = f"libflashcupy_emu_{_digest(_RUNTIME, 'runtime')}.so"
+    name = f"libflashcupy_emu_{_digest((_RUNTIME, _processor_flags()), 'runtime')}.so"
     folder = FOLDER / "build"
     try:
         folder.mkdir(exist_ok=True)
@@ -102,7 +103,7 @@ def runtime_library() -> Path:
     if not library.exists():
         temporary = folder / f"{name}.{os.getpid()}"
         command = [
-            *(COMPILER, *_RUNTIME, f"-Wl,-soname,{name}"),
+            *(COMPILER, *_RUNTIME, *_processor_flags(), f"-Wl,-soname,{name}"),
             *(f"-I{FOLDER}", str(FOLDER / "runtime" / "runtime.cpp"), "-o", str(temporary)),
         ]
         _run(command, "the emulator's runtime")

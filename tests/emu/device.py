@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import re
-import shutil
-import subprocess
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -18,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from emu import build
+from emu import banks, build, places
 from emu.arrays import EmuArray
 from flashcupy.cuda.device import DeviceProperties
 
 _ORDERS = ("forward", "reverse", "random")
+_COPIES = ("eager", "lazy")
+# The most shared memory a block may opt in to, in KiB, by compute capability.
+_SHARED = {(7, 0): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 _GUARD = 4096  # bytes on both sides of fresh memory that no kernel may touch
 _ALIGNMENT = 256
 
@@ -40,12 +40,17 @@ class EmuError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a device runs its launches. An order of None takes turns from launch to launch."""
+    """How a device runs its launches. None takes turns from launch to launch.
+
+    Asynchronous copies are "eager" (the bytes arrive when the copy is issued) or "lazy" (at the wait).
+    """
 
     lane_order: str | None = None
     block_order: str | None = None
+    copies: str | None = None
     seed: int = 0
     detect_races: bool = True
+    count_bank_conflicts: bool = False
 
 
 class _Launch(ctypes.Structure):
@@ -58,7 +63,8 @@ class _Launch(ctypes.Structure):
         ("image_end", ctypes.c_uint64),
         ("params", ctypes.c_void_p),
         *((name, ctypes.c_uint32) for name in ("params_bytes", "grid", "block", "shared_bytes")),
-        *((name, ctypes.c_uint32) for name in ("lane_order", "block_order", "detect_races", "unused")),
+        *((name, ctypes.c_uint32) for name in ("lane_order", "block_order", "detect_races")),
+        *((name, ctypes.c_uint32) for name in ("lazy_copies", "count_banks", "unused")),
         *((name, ctypes.c_uint64) for name in ("seed", "accesses", "switches")),
         ("report", ctypes.c_void_p),
         ("report_bytes", ctypes.c_uint64),
@@ -90,28 +96,32 @@ def _runtime() -> ctypes.CDLL:
 
 
 class EmuDevice:
-    """A GPU of compute capability 9.0 as far as choosing a kernel goes, and a CPU otherwise.
+    """A GPU of some compute capability as far as choosing a kernel goes, and a CPU otherwise.
 
     Kernels may touch the memory of arrays made by `empty` and `from_host`, and what `register` was told of. Launches
     are done when `launch` returns. ``capturing`` plays a stream capture: set it.
     """
 
-    def __init__(self, ordinal: int = 0, settings: Settings | None = None) -> None:
+    def __init__(
+        self, ordinal: int = 0, settings: Settings | None = None, compute_capability: tuple[int, int] = (9, 0)
+    ) -> None:
         self.name = f"cuda:{ordinal}"
+        self.compute_capability = compute_capability
         self.settings = settings or Settings()
         self.capturing = False
         self.launches = 0
         self.accesses = self.switches = 0  # of the last launch
+        self.bank_conflicts: list[banks.BankConflicts] = []  # of the last launch that counted them
         self._registered: dict[int, Any] = {}
 
     @cached_property
     def properties(self) -> DeviceProperties:
         return DeviceProperties(
             name="emulated",
-            compute_capability=(9, 0),
-            arch="emu",
+            compute_capability=self.compute_capability,
+            arch="emu",  # one for all: the CPU runs the same binaries
             multiprocessors=132,
-            shared_memory=227 * 1024,
+            shared_memory=_SHARED[self.compute_capability] << 10,
             compiler=build.compiler_version(),
             driver="emulated",
         )
@@ -218,14 +228,18 @@ class EmuDevice:
             lane_order=turn % 3 if lane_order is None else _ORDERS.index(lane_order),
             block_order=turn // 3 % 3 if block_order is None else _ORDERS.index(block_order),
             detect_races=settings.detect_races,
+            lazy_copies=turn % 2 if settings.copies is None else _COPIES.index(settings.copies),
+            count_banks=settings.count_bank_conflicts,
             seed=settings.seed * 1_000_003 + turn,
             report=ctypes.addressof(report),
             report_bytes=len(report),
         )
         _runtime().emu_launch(ctypes.byref(request))
         self.accesses, self.switches = request.accesses, request.switches
+        if settings.count_bank_conflicts:
+            self.bank_conflicts = banks.bank_conflicts(_runtime(), kernel.path)
         if report.value:
-            raise EmuError(_with_places(report.value.decode(errors="replace"), kernel.path))
+            raise EmuError(places.with_places(report.value.decode(errors="replace"), kernel.path))
 
     def _check_limits(self, kernel: _Kernel, grid: int, block: int, shared_bytes: int, params_bytes: int) -> None:
         for what, value, least, most in (
@@ -253,17 +267,3 @@ def _forget(registered: dict[int, Any], key: int, region: int) -> None:
 
 def _label(host: np.ndarray) -> str:
     return f"an array {host.dtype}{list(host.shape)}"
-
-
-def _with_places(report: str, binary: Path) -> str:
-    """Replace each ``{pc:...}`` by function, file and line, innermost first, where binutils can tell."""
-
-    def place(match: re.Match[str]) -> str:
-        # A return address: the call before it is the access.
-        address = f"{int(match[1], 16) - 1:x}"
-        command = [tool, "-e", str(binary), "-i", "-s", address]
-        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
-        return " < ".join(re.sub(r" \(.*\)$", "", line) for line in lines if line) or address
-
-    tool = shutil.which("addr2line")
-    return report if tool is None else re.sub(r"\{pc:(\w+)\}", place, report)

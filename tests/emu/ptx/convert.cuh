@@ -41,3 +41,13 @@ __device__ __forceinline__ u16 to_bf16(float value) {
 }
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __builtin_bit_cast(float, bits); }
+
+__device__ __forceinline__ u32 bits_of_float(float value) { return __builtin_bit_cast(u32, value); }
+
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+    return to_f16(low) | static_cast<u32>(to_f16(high)) << 16;
+}
+
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+    return to_bf16(low) | static_cast<u32>(to_bf16(high)) << 16;
+}

@@ -1,6 +1,7 @@
 // Every instrumented access of a kernel comes here: which memory is it, and is it allowed.
 #pragma once
 
+#include "banks.hpp"
 #include "global.hpp"
 
 namespace emu {
@@ -33,7 +34,11 @@ inline __attribute__((always_inline)) void on_access(const void* pointer, const 
     if (EMU_UNLIKELY(address & (alignment - 1))) misaligned({address, place, 1u << log_bytes, kind});
     u64 offset = address - shared.base;
     if (offset < shared.limits[log_bytes]) {
-        if (!detect_races) return;
+        if (EMU_UNLIKELY(!plain_launch)) {
+            if (count_banks && kind != Kind::atomic)
+                count_access(kind == Kind::read ? Traffic::read : Traffic::write, log_bytes, offset, place);
+            if (!detect_races) return;
+        }
         if (kind == Kind::read) shared_read<log_bytes>(offset, place);
         else if (kind == Kind::write) shared_write<log_bytes>(offset, place);
         else shared_atomic<log_bytes>(offset, place);

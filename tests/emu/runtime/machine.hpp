@@ -30,17 +30,18 @@ struct Launch {
     const void* params;
     u32 params_bytes, grid, block, shared_bytes;
     Order lane_order, block_order;
-    u32 detect_races, unused;
+    u32 detect_races, lazy_copies, count_banks, unused;
     u64 seed;
     u64 accesses, switches;  // counted
     char* report;
     u64 report_bytes;
 };
 
-enum class Wait : u32 { none, block_sync, warp_sync, shuffle_xor };
+enum class Wait : u32 { none, block_sync, warp_sync, shuffle_xor, warp_any, mma, load_matrices };
 
 inline const char* name_of(Wait wait) {
-    static const char* const names[] = {"nothing", "block_sync", "warp_sync", "shuffle_xor"};
+    static const char* const names[] = {"nothing",  "block_sync", "warp_sync",    "shuffle_xor",
+                                        "warp_any", "mma",        "load_matrices"};
     return names[static_cast<u32>(wait)];
 }
 
@@ -59,6 +60,14 @@ struct Warp {
     u32 argument;
 };
 
+// An asynchronous copy that its thread has not waited for.
+struct Copy {
+    u64 to, from;  // addresses
+    u64 group;     // number of commits before it
+    u64 place;
+    u32 bytes;
+};
+
 struct Thread {
     void* stack_pointer;
     u64 stack_begin, stack_end;
@@ -67,6 +76,9 @@ struct Thread {
     Wait wait;
     Site site;
     u64 value;  // published to a collective, and its result
+    u32 words[10];  // the same, of one on matrices: fragments of a (4), b (2), d (4); or 4 words that were loaded
+    u64 commits;
+    std::vector<Copy> copies;
 };
 
 struct Random {
@@ -106,6 +118,7 @@ static ReadyQueue ready;
 static Random random_source;
 static void* main_stack_pointer;
 static bool detect_races;
+static bool plain_launch;  // detects races, and counts no bank conflicts
 
 // A launch that could run past it does not start; one launch alone cannot take the rest.
 constexpr u32 last_time = 0xc0000000;

@@ -1,5 +1,7 @@
 // The runtime library: one translation unit, compiled once. Entry points for kernels and for Python.
 #include "atomic.hpp"
+#include "collectives.hpp"
+#include "copy_async.hpp"
 #include "schedule.hpp"
 #include "undefined.hpp"
 
@@ -31,6 +33,31 @@ unsigned long long emu_shuffle_xor(unsigned long long bits, unsigned lane_mask, 
     return collective(Wait::shuffle_xor, lane_mask, bits, site);
 }
 
+bool emu_warp_any(bool condition, Site site) { return collective(Wait::warp_any, 0, condition, site) != 0; }
+
+Floats emu_mma(Mma kind, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, Floats c, Site site) {
+    u32* words = current->words;
+    words[0] = a0, words[1] = a1, words[2] = a2, words[3] = a3, words[4] = b0, words[5] = b1;
+    memcpy(words + 6, &c, sizeof c);
+    collective(Wait::mma, static_cast<u32>(kind), 0, site);
+    memcpy(&c, words + 6, sizeof c);
+    return c;
+}
+
+Words emu_load_matrices(const void* row, bool transposed, Site site) {
+    read_row(row, __builtin_return_address(0));
+    u32* words = current->words;
+    collective(Wait::load_matrices, transposed, reinterpret_cast<u64>(row), site);
+    return {words[0], words[1], words[2], words[3]};
+}
+
+void emu_copy_async(void* shared, const void* global, u32 bytes) {
+    copy_async(reinterpret_cast<u64>(shared), reinterpret_cast<u64>(global), bytes, __builtin_return_address(0));
+}
+
+void emu_copy_async_commit() { ++current->commits; }
+void emu_copy_async_wait(u32 pending) { copy_async_wait(pending); }
+
 Region* emu_register(u64 begin, u64 bytes, u32 writable, const char* label) {
     std::lock_guard<std::mutex> lock(device_lock);
     Region* region = new Region{begin, begin + bytes, 0, writable != 0, label, begin >> page_shift << page_shift, {}};
@@ -61,6 +88,14 @@ static void restart_time() {
 // For the tests: time is what makes it run over.
 void emu_set_time(u32 time) { now = time; }
 
+// What the last launch counted, in no order: up to `most` instructions, and returns how many there are.
+u64 emu_wavefronts(Wavefronts* to, u64 most) {
+    u64 count = 0;
+    for (const auto& [key, sum] : wavefronts_of_launch)
+        if (count++ < most) *to++ = sum;
+    return count;
+}
+
 // Leaves `report` empty, or fills it and abandons the launch.
 void emu_launch(Launch* request) {
     std::lock_guard<std::mutex> lock(device_lock);
@@ -72,6 +107,8 @@ void emu_launch(Launch* request) {
     block_starts.clear();
     reserve_stacks(request->block);
     prepare_shared();
+    prepare_banks();
+    plain_launch = detect_races && !count_banks;
     if (now >= last_time) restart_time();
     launch_start = now + 1;
     std::vector<u32> order;
@@ -82,6 +119,8 @@ void emu_launch(Launch* request) {
     for (u32 b = 0; b < request->grid && report[0] == 0; ++b) {
         poison_shared();
         run_block(!order.empty() ? order[b] : request->block_order == Order::reverse ? request->grid - 1 - b : b);
+        forget_copies();
+        block_met();
     }
     launch = nullptr;
 }

@@ -1,7 +1,9 @@
 // Who runs next: barriers, warp collectives, exits, and the report of a deadlock.
 #pragma once
 
+#include "banks.hpp"
 #include "fail.hpp"
+#include "tensor_core.hpp"
 
 namespace emu {
 
@@ -93,6 +95,7 @@ EMU_COLD [[noreturn]] static void divergent(const Thread& thread, Wait wait, Sit
 
 static void complete_block_sync() {
     arrived_threads = 0;
+    block_met();
     order_block();
     release_block();
 }
@@ -121,12 +124,49 @@ EMU_COLD [[noreturn]] static void exited_source(const Warp& warp, u32 lane, u32 
     finish();
 }
 
+// What takes all 32 lanes, by the text of the PTX ISA.
+EMU_COLD [[noreturn]] static void incomplete_warp(const Warp& warp) {
+    append("divergence: %s of warp %u", name_of(warp.wait), warp.index), append_site(warp.site);
+    append(", of which only the lanes 0x%08x are there", warp.arrived);
+    finish();
+}
+
+// ldmatrix: `value` is the address of a row.
+static void load_matrices(Thread* lanes, bool transposed) {
+    const u8* rows[warp_size];
+    for (u32 lane = 0; lane < warp_size; ++lane) rows[lane] = reinterpret_cast<const u8*>(lanes[lane].value);
+    for (u32 lane = 0; lane < warp_size; ++lane)
+        for (u32 matrix = 0; matrix < 4; ++matrix) {
+            u32 r = lane / 4, c = lane % 4;
+            const u8 *low = rows[8 * matrix + r] + 4 * c, *high = low + 2;
+            if (transposed) low = rows[8 * matrix + 2 * c] + 2 * r, high = rows[8 * matrix + 2 * c + 1] + 2 * r;
+            lanes[lane].words[matrix] = low[0] | low[1] << 8 | high[0] << 16 | static_cast<u32>(high[1]) << 24;
+        }
+}
+
+static void vote_any(Thread* lanes) {
+    u64 any = 0;
+    for (u32 lane = 0; lane < warp_size; ++lane) any |= lanes[lane].value;
+    for (u32 lane = 0; lane < warp_size; ++lane) lanes[lane].value = any;
+}
+
+static void complete_whole_warp(const Warp& warp, Thread* lanes) {
+    if (EMU_UNLIKELY(warp.arrived != ~0u)) incomplete_warp(warp);
+    if (warp.wait == Wait::mma) mma_of_warp(static_cast<Mma>(warp.argument), lanes);
+    else if (warp.wait == Wait::load_matrices) load_matrices(lanes, warp.argument != 0);
+    else vote_any(lanes);
+}
+
 // All live lanes have come: compute every lane's result.
 static void complete_collective(Warp& warp) {
     u32 lanes = warp.arrived;
     Thread* first = &threads[warp.index * warp_size];
-    if (warp.wait == Wait::warp_sync) order_warp(warp);
-    if (warp.wait == Wait::shuffle_xor) {
+    lanes_met(warp.index);
+    if (warp.wait == Wait::warp_sync) {
+        order_warp(warp);
+    } else if (warp.wait != Wait::shuffle_xor) {
+        complete_whole_warp(warp, first);
+    } else {
         u64 values[warp_size];
         for (u32 lane = 0; lane < warp_size; ++lane) values[lane] = first[lane].value;
         for (u32 rest = lanes; rest != 0; rest &= rest - 1) {

@@ -20,6 +20,9 @@ inline const char* name_of(Kind kind) {
     return names[static_cast<u32>(kind)];
 }
 
+// The stamp of an asynchronous copy that nobody has waited for: later than all, and ordered with nothing.
+constexpr u64 under_way = u64{0xffffffff} << 32;
+
 inline u32 time_of(u64 stamp) { return static_cast<u32>(stamp >> 32); }
 inline u32 thread_of(u64 stamp) { return stamp & (most_threads - 1); }
 inline u64 place_of(u64 stamp) { return stamp >> 10 & 0x3fffff; }
@@ -55,8 +58,8 @@ struct Page {
 
 // Whether an access of this block comes before what the current thread does next.
 inline bool ordered(u64 stamp) {
-    return thread_of(stamp) == current->index ||
-           time_of(stamp) <= current->warp->known[thread_of(stamp) / warp_size];
+    return time_of(stamp) <= current->warp->known[thread_of(stamp) / warp_size] ||
+           (thread_of(stamp) == current->index && stamp < under_way);
 }
 
 inline bool of_other_block(u64 stamp) { return time_of(stamp) >= launch_start && time_of(stamp) < block_start; }
@@ -81,7 +84,8 @@ EMU_COLD [[noreturn]] static void race(const Access& access, Kind earlier, u64 s
     append("race: %s of ", name_of(access.kind));
     append_address(access.address, access.bytes);
     append(" by "), append_thread(current->index), append_place(access.place);
-    append(" and an earlier %s by ", name_of(earlier)), append_thread(thread_of(stamp));
+    append(stamp >= under_way ? " and an asynchronous copy under way, by " : " and an earlier %s by ", name_of(earlier));
+    append_thread(thread_of(stamp));
     if (time_of(stamp) < block_start) append(" of block %u", block_at(time_of(stamp)));
     append_place(place_of(stamp));
     append(", with nothing that orders them");

@@ -1,0 +1,17 @@
+// Emulated: the bytes land at the issue or at the wait, as the launch says; for the race detector they are under way
+// from the one to the other.
+#pragma once
+
+#include <types.cuh>
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, u32 bytes) {
+    emu_copy_async(shared, global, bytes);
+}
+
+__device__ __forceinline__ void copy_async_commit() { emu_copy_async_commit(); }
+
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+    static_assert(kPending >= 0, "a number of groups");
+    emu_copy_async_wait(kPending);
+}
