@@ -39,16 +39,16 @@ public:
     }
 
 private:
-    __device__ i32 owner(int r) const { return first_row_ + thread_row<Tiles>() * Tiles::kRows + r; }
+    __device__ i32 owner(int r) const { return first_row_ + Tiles::local_row(r); }
 
     template <bool kMasked>
     __device__ __forceinline__ void visit(const Schedule& schedule, const Tile& tile) {
         const Place<Tiles, Tile, false> place = {first_row_, tile};
-        Bits<Tiles> visible = kMasked ? visible_bits<Tiles>(schedule, tile, place) : all_bits<Tiles>();
+        Bits<Tiles> visible = kMasked ? visible_bits<Tiles>(schedule, tile, place) : equal_bits<Tiles>(true);
         Fragment<Tiles> weights, gradients;
         score_gradients<kMasked>(weights, gradients, visible, shared_.product, hooks_, place, tile, operands_,
                                  params_.head_dim, params_.v_dim, [&](int r, int) { return stats_[r]; });
-        seen_.word |= visible.word;
+        seen_.add(visible);
         if (!given(params_.dq)) return;
         hooks_.gradient(gradients);
         share_weights(shared_.product, gradients);
@@ -63,7 +63,7 @@ private:
             u32 seen = 0;
             for (int c = 0; c < Tiles::kColumns; ++c) seen |= seen_(r, c);
             for (u32 mask = Tiles::kLanes / 2; mask > 0; mask /= 2) seen |= shuffle_xor(seen, mask);
-            if (thread_lane<Tiles>() != 0 || work_.chunk != 0 || owner(r) >= sequence_.q.length) continue;
+            if (Tiles::thread_lane() != 0 || work_.chunk != 0 || owner(r) >= sequence_.q.length) continue;
             u8* to = base(params_.sink_rows, work_, work_.head) + static_cast<i64>(sequence_.q.start + owner(r)) * params_.sink_rows.row;
             const Acc weight = power_of_two(sink - stats_[r].reference) * stats_[r].inverse_sum;
             store(params_.sink_rows, to, seen ? -weight * stats_[r].delta : 0);
@@ -78,7 +78,7 @@ private:
     const GradientOperands operands_;
     const i32 first_row_, first_column_;
     RowStats<Acc> stats_[Tiles::kRows];
-    Bits<Tiles> seen_ = {0};
+    Bits<Tiles> seen_ = equal_bits<Tiles>(false);
     Result<Tiles> dq_ = {};
 };
 
@@ -140,7 +140,7 @@ private:
         // The products' barriers stand between these writes and their reads, the one below between reads and rewrites.
         for (int n = thread_index(); n < Tiles::kWalk; n += Tiles::kThreads)
             shared_.stats[n] = load_stats<Acc>(params_, work_, head, sequence_.q, tile.at(n));
-        Bits<Tiles> visible = kMasked ? visible_bits<Tiles>(schedule, tile, place) : all_bits<Tiles>();
+        Bits<Tiles> visible = kMasked ? visible_bits<Tiles>(schedule, tile, place) : equal_bits<Tiles>(true);
         Fragment<Tiles> weights, gradients;
         score_gradients<kMasked>(weights, gradients, visible, shared_.product, hooks, place, tile, operands,
                                  params_.head_dim, params_.v_dim,

@@ -5,6 +5,7 @@
 #include <schedule/band.cuh>
 #include <schedule/list.cuh>
 #include <score/features.cuh>
+#include <tile/softmax.cuh>
 #include <tile/visibility.cuh>
 
 // One query tile: (kOwner, kChunk) of out, and where the chunk is the first, kOwner of lse.
@@ -33,25 +34,22 @@ private:
     template <bool kMasked>
     __device__ __forceinline__ void visit(const Schedule& schedule, const Tile& tile) {
         const i32 kv_head = work_.head / (params_.q_heads / params_.kv_heads);
-        const Rows q = rows(params_.q, work_.head, sequence_.q), k = rows(params_.k, kv_head, sequence_.k);
-        const Rows v = rows(params_.v, kv_head, sequence_.k);
+        const Rows q = rows(params_.q, work_, work_.head, sequence_.q), k = rows(params_.k, work_, kv_head, sequence_.k);
+        const Rows v = rows(params_.v, work_, kv_head, sequence_.k);
         const Place<Tiles, Tile, false> place = {first_row_, tile};
         Fragment<Tiles> scores;
         product<Tiles>(scores, shared_.product, q, first_row_, k, tile, params_.head_dim);
-        Bits<Tiles> visible = kMasked ? visible_bits<Tiles>(schedule, tile, place) : all_bits<Tiles>();
+        Bits<Tiles> visible = kMasked ? visible_bits<Tiles>(schedule, tile, place) : equal_bits<Tiles>(true);
+        hooks_.hide(visible, place);
         hooks_.scores(scores, visible, place);
         Acc rescale[Tiles::kRows];
         softmax_.template update<kMasked>(scores, visible, rescale);
         multiply_rows(rescale);
-        Bits<Tiles> kept = all_bits<Tiles>();
+        Bits<Tiles> kept = equal_bits<Tiles>(true);
         hooks_.drop(kept, place);
         keep_only(scores, kept);
         share_weights(shared_.product, scores);
         accumulate<kMasked>(out_, shared_.product, v, tile, first_column_, params_.v_dim);
-    }
-
-    __device__ Rows rows(const Operand& operand, i32 head, const Extent& extent) const {
-        return {operand, base(operand, work_, head) + extent.start * operand.row, extent.length};
     }
 
     __device__ __forceinline__ void multiply_rows(const Acc (&factor)[Tiles::kRows]) {
@@ -70,7 +68,7 @@ private:
         Acc factor[Tiles::kRows], divisor[Tiles::kRows];
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
-            const i32 row = first_row_ + thread_row<Tiles>() * Tiles::kRows + r;
+            const i32 row = first_row_ + Tiles::local_row(r);
             const bool saw = softmax_.sum[r].value() != 0 && row < sequence_.q.length;
             const Acc rescale = softmax_.join(r, sink * static_cast<Acc>(kLog2E));
             factor[r] = saw ? rescale * survivors : 0;
@@ -85,7 +83,7 @@ private:
     }
 
     __device__ __forceinline__ void store_row(i32 row, int r, bool saw, Acc sink) {
-        if (thread_lane<Tiles>() != 0 || work_.chunk != 0) return;
+        if (Tiles::thread_lane() != 0 || work_.chunk != 0) return;
         u8* lse = base(params_.lse, work_, work_.head) + (sequence_.q.start + row) * params_.lse.row;
         store(params_.lse, lse, saw ? softmax_.lse(r) : sink);
         if (!given(params_.stats)) return;

@@ -3,6 +3,23 @@
 
 #include <schedule/sequence.cuh>
 
+constexpr int kSegment = 16;  // positions that a schedule keeps together, and coordinates at multiples of it
+
+// Walked positions [begin, end).
+struct Span {
+    i32 begin, end;
+
+    __device__ bool has(i32 walked) const {
+        return static_cast<u32>(walked - begin) < static_cast<u32>(end - begin);
+    }
+
+    // The 16 neighbours from `start` on, a bit each.
+    __device__ u32 segment(i32 start) const {
+        const i32 first = min(max(begin - start, 0), kSegment), last = min(max(end - start, 0), kSegment);
+        return (1u << last) - (1u << first);
+    }
+};
+
 struct Band {
     i32 low, high;
     i32 length;        // walked positions there are
@@ -10,6 +27,13 @@ struct Band {
 
     __device__ bool visible(i32 owner, i32 walked) const {
         return walked >= owner + low && walked < owner + high && walked < length && owner < owner_length;
+    }
+
+    // All that an owner row sees.
+    __device__ Span span(i32 owner) const {
+        if (owner >= owner_length) return {0, 0};
+        const i32 begin = max(owner + low, 0), end = min(owner + high, length);
+        return {begin, max(begin, end)};
     }
 };
 
@@ -43,24 +67,59 @@ struct Reach {
     }
 };
 
+// What a schedule knows from its start on: in registers, or, where a kernel has none to spare, in shared memory. There it
+// takes a barrier behind the constructor, and one before it where shared memory may be in use.
+struct Bounds {
+    Band band;
+    Reach reach;
+};
+
+template <bool kInShared>
+struct KeptBounds {
+    struct Shared {};
+    Bounds own;
+
+    __device__ KeptBounds(const Bounds& bounds, Shared&) : own(bounds) {}
+    __device__ const Bounds& operator*() const { return own; }
+};
+
+template <>
+struct KeptBounds<true> {
+    struct Shared {
+        Bounds bounds;
+    };
+    const Shared& shared;
+
+    __device__ KeptBounds(const Bounds& bounds, Shared& to) : shared(to) {
+        if (thread_index() == 0) to.bounds = bounds;
+    }
+    __device__ const Bounds& operator*() const { return shared.bounds; }
+};
+
 // The computed schedule: every tile that the band reaches, in order. Tiles are kWidth wide and start at its multiples.
-template <int kWidth>
+template <int kWidth, bool kInShared = false>
 class BandSchedule {
+    using Kept = KeptBounds<kInShared>;
+
 public:
     struct Tile {
+        static constexpr bool kRun = true;  // positions are neighbours
         i32 first;
         bool partial;
 
         __device__ i32 at(int n) const { return first + n; }
     };
-    struct Shared {};
+    using Shared = typename Kept::Shared;
 
     __device__ BandSchedule(
-        const BlockLists&, const Work&, i32, i32, const Band& band, i32 first_row, int rows, Shared&)
-        : band_(band), reach_(band, first_row, rows), next_(reach_.begin / kWidth * kWidth) {}
+        const BlockLists&, const Work&, i32, i32, const Band& band, i32 first_row, int rows, Shared& shared)
+        : BandSchedule({band, Reach(band, first_row, rows)}, shared) {}
+
+    // `ahead` may be called while the tile before is in use; a barrier stands between it and the use of the new one.
+    __device__ bool ahead(Tile& tile) { return next(tile); }
 
     __device__ bool next(Tile& tile) {
-        if (next_ >= reach_.end) return false;
+        if (next_ >= reach().end) return false;
         set(tile, next_);
         next_ += kWidth;
         return true;
@@ -69,18 +128,33 @@ public:
     // The tile at `first`, a multiple of kWidth; false where nothing in it is visited.
     __device__ bool fetch(Tile& tile, i32 first) {
         set(tile, first);
-        return first < reach_.end && first + kWidth > reach_.begin;
+        return first < reach().end && first + kWidth > reach().begin;
     }
 
-    __device__ bool visible(const Tile& tile, i32 owner, int n) const { return band_.visible(owner, tile.at(n)); }
+    __device__ bool visible(const Tile& tile, i32 owner, int n) const { return band().visible(owner, tile.at(n)); }
+
+    // Positions beyond these are hidden from every owner row. Those between are all seen by some, unless kPatterns.
+    static constexpr bool kPatterns = false;
+    __device__ Span reached() const { return {reach().begin, reach().end}; }
+
+    // What is visible of a tile's segment s, by `span` and besides; a bit for each position.
+    __device__ Span span(i32 owner) const { return band().span(owner); }
+    __device__ u32 visible_segment(const Tile& tile, i32, const Span& span, int s) const {
+        return span.segment(tile.first + s * kSegment);
+    }
 
 private:
+    __device__ BandSchedule(const Bounds& bounds, Shared& shared)
+        : kept_(bounds, shared), next_(bounds.reach.begin / kWidth * kWidth) {}
+
+    __device__ const Band& band() const { return (*kept_).band; }
+    __device__ const Reach& reach() const { return (*kept_).reach; }
+
     __device__ void set(Tile& tile, i32 first) const {
         tile.first = first;
-        tile.partial = first < reach_.inner_begin || first + kWidth > reach_.inner_end;
+        tile.partial = first < reach().inner_begin || first + kWidth > reach().inner_end;
     }
 
-    Band band_;
-    Reach reach_;
+    Kept kept_;
     i32 next_;
 };

@@ -5,8 +5,6 @@
 #include <ptx/barrier.cuh>
 #include <schedule/band.cuh>
 
-constexpr int kSegment = 16;
-
 // 16 neighbouring positions of the walked side.
 struct Segment {
     i32 start;    // kFar where the tile has no more
@@ -16,14 +14,18 @@ struct Segment {
 
 constexpr i32 kWhole = -1;
 
-template <int kWidth>
+// Tiles in use at once take turns with `kBuffers` places for their segments.
+template <int kWidth, int kBuffers = 1, bool kInShared = false>
 class ListSchedule {
+    using Kept = KeptBounds<kInShared>;
+
 public:
     static constexpr int kSegments = kWidth / kSegment;
-    struct Shared {
-        Segment segments[kSegments];
+    struct Shared : Kept::Shared {
+        Segment segments[kBuffers][kSegments];
     };
     struct Tile {
+        static constexpr bool kRun = false;
         const Segment* segments;
         bool partial;
 
@@ -34,7 +36,7 @@ public:
     // block row: the tile is no larger than a block.
     __device__ ListSchedule(
         const BlockLists& lists, const Work& work, i32 head, i32 q_heads, const Band& band, i32 first_row, int rows, Shared& shared)
-        : lists_(lists), band_(band), reach_(band, first_row, rows), shared_(shared) {
+        : lists_(lists), kept_({band, Reach(band, first_row, rows)}, shared), shared_(shared) {
         const i64 batch = lists.batch == 1 ? 0 : work.batch;
         row_ = (batch * lists.heads + head / (q_heads / lists.heads)) * lists.rows + first_row / lists.row_size;
         blocks_ = full_blocks();
@@ -44,6 +46,14 @@ public:
 
     __device__ bool next(Tile& tile) {
         block_sync();  // segments of the tile before are still being read
+        const bool any = ahead(tile);
+        block_sync();
+        return any;
+    }
+
+    // `ahead` may be called while kBuffers - 1 tiles are in use; a barrier stands between it and the use of the new one.
+    __device__ bool ahead(Tile& tile) {
+        buffer_ = (buffer_ + 1) % kBuffers;
         int count = 0;
         bool partial = false;
         Segment segment;
@@ -66,19 +76,37 @@ public:
             put(n, segment);
         }
         finish(tile, kSegments, partial);
+        block_sync();
         return any;
     }
 
     __device__ bool visible(const Tile& tile, i32 owner, int n) const {
         const Segment& segment = tile.segments[n / kSegment];
-        if (!band_.visible(owner, segment.start + n % kSegment)) return false;
+        if (!band().visible(owner, segment.start + n % kSegment)) return false;
         if (segment.pattern == kWhole) return true;
         const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + row_in_block_ + (owner - first_row_);
         const i32 column = segment.within + n % kSegment;
         return lists_.bits[row * lists_.words + column / 32] >> (column % 32) & 1u;
     }
 
+    // Positions beyond these are hidden from every owner row, and others may be.
+    static constexpr bool kPatterns = true;
+    __device__ Span reached() const { return {reach().begin, reach().end}; }
+
+    // What is visible of a tile's segment s, by `span` and besides; a bit for each position.
+    __device__ Span span(i32 owner) const { return band().span(owner); }
+    __device__ u32 visible_segment(const Tile& tile, i32 owner, const Span& span, int s) const {
+        const Segment& segment = tile.segments[s];
+        const u32 band = span.segment(segment.start);
+        if (segment.pattern == kWhole || band == 0) return band;
+        const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + row_in_block_ + (owner - first_row_);
+        return band & lists_.bits[row * lists_.words + segment.within / 32] >> (segment.within % 32);
+    }
+
 private:
+    __device__ const Band& band() const { return (*kept_).band; }
+    __device__ const Reach& reach() const { return (*kept_).reach; }
+
     // Listed blocks, ascending: what is left of one list of the row.
     struct Blocks {
         const i32* next;
@@ -104,7 +132,7 @@ private:
             segment.pattern = in_partial_ ? pattern(blocks_.next) : kWhole;
             segment.within = within_;
             segment.start = *blocks_.next * lists_.column_size + within_;
-            if (segment.start >= reach_.end) {  // blocks ascend: the rest lies further right
+            if (segment.start >= reach().end) {  // blocks ascend: the rest lies further right
                 blocks_.left = 0;
                 within_ = 0;
                 continue;
@@ -115,14 +143,14 @@ private:
                 ++blocks_.next;
                 --blocks_.left;
             }
-            if (segment.start + kSegment > reach_.begin) return true;
+            if (segment.start + kSegment > reach().begin) return true;
         }
     }
 
     __device__ Segment find(i32 start) const {
         const i32 block = start / lists_.column_size;
         const i32 within = start - block * lists_.column_size;
-        if (start < reach_.end && start + kSegment > reach_.begin) {
+        if (start < reach().end && start + kSegment > reach().begin) {
             if (search(full_blocks(), block)) return {start, kWhole, within};
             const i32* place = search(partial_blocks(), block);
             if (place) return {start, pattern(place), within};
@@ -142,28 +170,27 @@ private:
     }
 
     __device__ bool crosses(const Segment& segment) const {
-        return segment.pattern != kWhole || segment.start < reach_.inner_begin ||
-               segment.start + kSegment > reach_.inner_end;
+        return segment.pattern != kWhole || segment.start < reach().inner_begin ||
+               segment.start + kSegment > reach().inner_end;
     }
 
     __device__ void put(int n, const Segment& segment) {
-        if (thread_index() == 0) shared_.segments[n] = segment;
+        if (thread_index() == 0) shared_.segments[buffer_][n] = segment;
     }
 
     __device__ void finish(Tile& tile, int count, bool partial) {
         for (int n = count; n < kSegments; ++n) put(n, {kFar, kWhole, 0});
-        tile.segments = shared_.segments;
+        tile.segments = shared_.segments[buffer_];
         tile.partial = partial || count < kSegments;
-        block_sync();
     }
 
     const BlockLists& lists_;
-    Band band_;
-    Reach reach_;
+    Kept kept_;
     Shared& shared_;
     i64 row_;  // of the lists
     Blocks blocks_;
     bool in_partial_ = false;
+    int buffer_ = 0;
     i32 within_ = 0;
     i32 first_row_, row_in_block_;
 };

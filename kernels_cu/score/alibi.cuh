@@ -15,13 +15,15 @@ struct Alibi : Hook {
           offset(sequence.offset) {}
 
     template <class Fragment, class Bits, class Place>
-    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place& place) {
+    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place& place, Acc& factor) {
 #pragma unroll
         for (int r = 0; r < Fragment::kRows; ++r)
 #pragma unroll
             for (int c = 0; c < Fragment::kColumns; ++c) {
                 const i32 distance = place.query(r, c) + offset - place.key(r, c);
-                fragment.at[r][c] -= slope * static_cast<Acc>(distance < 0 ? -distance : distance);
+                const Acc penalty = slope * static_cast<Acc>(distance < 0 ? -distance : distance);
+                fragment.at[r][c] = multiply_add(fragment.at[r][c], factor, -penalty);
             }
+        factor = 1;
     }
 };

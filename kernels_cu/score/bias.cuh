@@ -14,16 +14,34 @@ struct Bias : Hook {
         : Hook(params, work, head, sequence), bias(params.bias), start(base(params.bias, work, head)) {}
 
     template <class Fragment, class Bits, class Place>
-    __device__ __forceinline__ void scores(Fragment& fragment, Bits& visible, const Place& place) {
+    __device__ __forceinline__ void scores(Fragment& fragment, Bits& visible, const Place& place, Acc& factor) {
 #pragma unroll
-        for (int r = 0; r < Fragment::kRows; ++r)
+        for (int r = 0; r < Fragment::kRows; ++r) {
+            Acc values[Fragment::kColumns];
+            load_row(values, r, visible, place);
 #pragma unroll
             for (int c = 0; c < Fragment::kColumns; ++c) {
-                if (!visible(r, c)) continue;
-                const u8* address = start + place.query(r, c) * bias.row + place.key(r, c) * bias.column;
-                const Acc value = load<Acc>(bias, address);
-                if (value == -infinity<Acc>()) visible.set(r, c, false);
-                fragment.at[r][c] += value * static_cast<Acc>(kLog2E);
+                if (values[c] == -infinity<Acc>()) visible.set(r, c, false);
+                fragment.at[r][c] = multiply_add(fragment.at[r][c], factor, values[c] * static_cast<Acc>(kLog2E));
             }
+        }
+        factor = 1;
+    }
+
+private:
+    // Loads of a row are in flight together. A fragment of tensor cores is too large for a branch by alignment at each score.
+    template <int kColumns, class Bits, class Place>
+    __device__ __forceinline__ void load_row(Acc (&values)[kColumns], int r, const Bits& visible, const Place& place) const {
+        Raw<Acc> raw[kColumns] = {};
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+            const u8* address = start + place.query(r, c) * bias.row + place.key(r, c) * bias.column;
+            values[c] = 0;
+            if (!visible(r, c)) continue;
+            if constexpr (Tiles::kAlignedOperands) raw[c].read(bias, address);
+            else values[c] = load<Acc>(bias, address);
+        }
+        if constexpr (Tiles::kAlignedOperands)
+            for (int c = 0; c < kColumns; ++c) values[c] = raw[c].value(bias);
     }
 };

@@ -42,21 +42,51 @@ struct Dropout : Hook {
 
     template <class Bits, class Place>
     __device__ __forceinline__ void drop(Bits& kept, const Place& place) const {
-#pragma unroll
-        for (int c = 0; c < Tiles::kColumns; ++c)
-#pragma unroll
-            for (int r = 0; r < Tiles::kRows; ++r)
-                if (!keeps(place.query(r, c), place.key(r, c))) kept.set(r, c, false);
+        if constexpr (Tiles::kPatches) drop_patches(kept, place);
+        else drop_each(kept, place);
     }
 
     __device__ double survivors() const { return threshold == 0 ? 0.0 : 256.0 / threshold; }
 
 private:
-    // Neighbouring rows or columns share a call, which the compiler sees only where the loop above is unrolled over them.
-    __device__ __forceinline__ bool keeps(u32 i, u32 j) const {
-        const Words words = philox(call_of(i), call_of(j), stream.at[2], stream.at[3], stream.at[0], stream.at[1]);
-        const u32 word = i & 1 ? (j & 1 ? words.at[3] : words.at[2]) : (j & 1 ? words.at[1] : words.at[0]);
-        const u32 byte = 2 * ((i >> 3) & 1) + ((j >> 3) & 1);
-        return (word >> (8 * byte) & 255u) < threshold;
+    // Rows 2 m and 2 m + 1 of a thread are 8 apart, and so are its columns 4 p, 4 p + 1 and 4 p + 2, 4 p + 3: the scores of
+    // one call, of which it takes two words (README.md, "Which lane needs what").
+    template <class Bits, class Place>
+    __device__ __forceinline__ void drop_patches(Bits& kept, const Place& place) const {
+        const bool odd = place.query(0, 0) & 1;
+#pragma unroll
+        for (int m = 0; m < Tiles::kRows; m += 2)
+#pragma unroll
+            for (int p = 0; p < Tiles::kColumns; p += 4) {
+                const Words words = call(place.query(m, p), place.key(m, p));
+                const u32 own[2] = {odd ? words.at[2] : words.at[0], odd ? words.at[3] : words.at[1]};
+#pragma unroll
+                for (int n = 0; n < 8; ++n) {
+                    const int r = n / 4, c = n % 4;
+                    if (!keeps(own[c % 2], 2 * r + c / 2)) kept.set(m + r, p + c, false);
+                }
+            }
     }
+
+    template <class Bits, class Place>
+    __device__ __forceinline__ void drop_each(Bits& kept, const Place& place) const {
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c)
+#pragma unroll
+            for (int r = 0; r < Tiles::kRows; ++r)
+                if (!keeps_score(place.query(r, c), place.key(r, c))) kept.set(r, c, false);
+    }
+
+    __device__ __forceinline__ Words call(u32 i, u32 j) const {
+        return philox(call_of(i), call_of(j), stream.at[2], stream.at[3], stream.at[0], stream.at[1]);
+    }
+
+    // Neighbouring rows or columns share a call, which the compiler sees only where the loop above is unrolled over them.
+    __device__ __forceinline__ bool keeps_score(u32 i, u32 j) const {
+        const Words words = call(i, j);
+        const u32 word = i & 1 ? (j & 1 ? words.at[3] : words.at[2]) : (j & 1 ? words.at[1] : words.at[0]);
+        return keeps(word, 2 * ((i >> 3) & 1) + ((j >> 3) & 1));
+    }
+
+    __device__ __forceinline__ bool keeps(u32 word, u32 byte) const { return (word >> (8 * byte) & 255u) < threshold; }
 };

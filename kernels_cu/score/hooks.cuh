@@ -3,16 +3,22 @@
 #pragma once
 
 #include <schedule/sequence.cuh>
-#include <tile/softmax.cuh>
+#include <tile/fragment.cuh>
+#include <tile/math.cuh>
 
 struct Hook {
     static constexpr bool kHides = false;  // whether it can hide a score of a tile that the schedule calls FULL
 
     __device__ Hook(const AttentionParams&, const Work&, i32, const Sequence&) {}
 
-    // Turn products into scores in units of log2, and clear the bits of those that it hides.
+    // Clear the bits of the scores that it hides by their coordinates.
+    template <class Bits, class Place>
+    __device__ void hide(Bits&, const Place&) const {}
+
+    // Turn products into scores in units of log2, and clear the bits of those that it hides by their value. The score is
+    // fragment * factor, factor > 0: who multiplies later may leave that to a multiply-add that comes anyway.
     template <class Fragment, class Bits, class Place>
-    __device__ void scores(Fragment&, Bits&, const Place&) {}
+    __device__ void scores(Fragment&, Bits&, const Place&, typename Fragment::Acc&) {}
 
     // Turn gradients of scores into gradients of products q . k.
     template <class Fragment>
@@ -34,9 +40,17 @@ struct Hooks : Features... {
     __device__ Hooks(const AttentionParams& params, const Work& work, i32 head, const Sequence& sequence)
         : Features(params, work, head, sequence)... {}
 
+    template <class Bits, class Place>
+    __device__ __forceinline__ void hide(Bits& visible, const Place& place) const {
+        (Features::hide(visible, place), ...);
+    }
+
+    // Returns the factor that is left to the caller: 1 unless Tiles::kFolds.
     template <class Fragment, class Bits, class Place>
-    __device__ __forceinline__ void scores(Fragment& fragment, Bits& visible, const Place& place) {
-        (Features::scores(fragment, visible, place), ...);
+    __device__ __forceinline__ typename Fragment::Acc scores(Fragment& fragment, Bits& visible, const Place& place) {
+        typename Fragment::Acc factor = 1;
+        (Features::scores(fragment, visible, place, factor), ...);
+        return factor;
     }
 
     template <class Fragment>

@@ -12,13 +12,18 @@ struct Mask : Hook {
     __device__ Mask(const AttentionParams& params, const Work& work, i32 head, const Sequence& sequence)
         : Hook(params, work, head, sequence), mask(params.mask), start(base(params.mask, work, head)) {}
 
-    template <class Fragment, class Bits, class Place>
-    __device__ __forceinline__ void scores(Fragment&, Bits& visible, const Place& place) {
+    // Loads of a row are in flight together.
+    template <class Bits, class Place>
+    __device__ __forceinline__ void hide(Bits& visible, const Place& place) const {
 #pragma unroll
-        for (int r = 0; r < Fragment::kRows; ++r)
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            u8 allowed[Tiles::kColumns] = {};
 #pragma unroll
-            for (int c = 0; c < Fragment::kColumns; ++c)
-                if (visible(r, c))
-                    visible.set(r, c, start[place.query(r, c) * mask.row + place.key(r, c) * mask.column] != 0);
+            for (int c = 0; c < Tiles::kColumns; ++c)
+                if (visible(r, c)) allowed[c] = start[place.query(r, c) * mask.row + place.key(r, c) * mask.column];
+#pragma unroll
+            for (int c = 0; c < Tiles::kColumns; ++c)
+                if (allowed[c] == 0) visible.set(r, c, false);
+        }
     }
 };

@@ -11,14 +11,18 @@ struct Scale : Hook {
 
     __device__ Scale(const AttentionParams& params, const Work& work, i32 head, const Sequence& sequence)
         : Hook(params, work, head, sequence),
-          to_log2(static_cast<Acc>(params.scale * kLog2E)),
-          to_log2_low(static_cast<Acc>(params.scale * kLog2E - to_log2)),
-          scale(static_cast<Acc>(params.scale)) {}
+          to_log2(static_cast<Acc>(Tiles::scale(params) * kLog2E)),
+          to_log2_low(static_cast<Acc>(Tiles::scale(params) * kLog2E - to_log2)),
+          scale(static_cast<Acc>(Tiles::scale(params))) {}
 
     template <class Fragment, class Bits, class Place>
-    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place&) {
-        for (auto& row : fragment.at)
-            for (auto& score : row) score = multiply_add(score, to_log2, score * to_log2_low);
+    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place&, Acc& factor) {
+        if constexpr (Tiles::kFolds) {
+            factor = to_log2;
+        } else {
+            for (auto& row : fragment.at)
+                for (auto& score : row) score = multiply_add(score, to_log2, score * to_log2_low);
+        }
     }
 
     template <class Fragment>

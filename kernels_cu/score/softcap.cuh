@@ -11,20 +11,22 @@ struct Softcap : Hook {
 
     __device__ Softcap(const AttentionParams& params, const Work& work, i32 head, const Sequence& sequence)
         : Hook(params, work, head, sequence),
-          inner(static_cast<Acc>(params.scale / params.softcap)),
+          inner(static_cast<Acc>(Tiles::scale(params) / params.softcap)),
           outer(static_cast<Acc>(params.softcap * kLog2E)),
-          scale(static_cast<Acc>(params.scale)) {}
+          scale(static_cast<Acc>(Tiles::scale(params))) {}
 
     template <class Fragment, class Bits, class Place>
-    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place&) {
+    __device__ __forceinline__ void scores(Fragment& fragment, Bits&, const Place&, Acc& factor) {
+        const Acc now = Tiles::kFolds ? Acc{1} : outer;
 #pragma unroll
         for (int r = 0; r < Fragment::kRows; ++r)
 #pragma unroll
             for (int c = 0; c < Fragment::kColumns; ++c) {
-                const Acc t = hyperbolic_tangent(fragment.at[r][c] * inner);
-                fragment.at[r][c] = t * outer;
+                const Acc t = Tiles::tanh(fragment.at[r][c] * inner);
+                fragment.at[r][c] = t * now;
                 slope.at[r][c] = scale * (1 - t * t);
             }
+        if constexpr (Tiles::kFolds) factor = outer;
     }
 
     template <class Fragment>

@@ -6,8 +6,8 @@
 
 #include <ptx/barrier.cuh>
 #include <ptx/shared_memory.cuh>
-#include <ptx/special_registers.cuh>
-#include <tile/element.cuh>
+#include <schedule/rows.cuh>
+#include <tile/fragment.cuh>
 #include <tile/math.cuh>
 #include <tile/sum.cuh>
 
@@ -30,6 +30,17 @@ struct FmaTiles {
     static constexpr int kDepthPitch = kDepth + kVec;
     static constexpr int kWalkPitch = kWalk + kVec;
 
+    __device__ static __forceinline__ int thread_row() { return thread_index() / kLanes; }
+    __device__ static __forceinline__ int thread_lane() { return thread_index() % kLanes; }
+    // What hooks ask of a kind of tiles: whether a factor may be left to the softmax, whether a thread's scores are the
+    // patches of mma fragments, whether arrays beside q, k, v hold aligned elements of at most 32 bits.
+    static constexpr bool kFolds = false, kPatches = false, kAlignedOperands = false;
+    __device__ static double scale(const AttentionParams& params) { return params.scale; }
+    __device__ static __forceinline__ Acc tanh(Acc x) { return hyperbolic_tangent(x); }
+    // Where score (r, c) of a thread lies in the tile.
+    __device__ static __forceinline__ int local_row(int r) { return thread_row() * kRows + r; }
+    __device__ static __forceinline__ int local_column(int c) { return thread_lane() + kLanes * c; }
+
     static_assert(kOwner % kThreadRows == 0 && kWalk % kLanes == 0, "threads share a tile evenly");
     static_assert(kLanes <= 32 && 32 % kLanes == 0, "row sums are shuffles within a warp");
     static_assert(kThreads % 32 == 0 && kThreads <= 1024, "whole warps");
@@ -43,12 +54,6 @@ struct alignas(16) Vec {
     static constexpr int kSize = 16 / sizeof(T);
     T at[kSize];
 };
-
-template <class Tiles>
-__device__ __forceinline__ int thread_row() { return thread_index() / Tiles::kLanes; }
-
-template <class Tiles>
-__device__ __forceinline__ int thread_lane() { return thread_index() % Tiles::kLanes; }
 
 // Shared memory of the products. Operand chunks and result rows are never alive together.
 template <class Tiles>
@@ -71,55 +76,10 @@ struct TileShared {
     typename Schedule::Shared schedule;
 };
 
-// A thread's scores, and a word of bits beside them.
-template <class Tiles>
-struct Fragment {
-    using Acc = typename Tiles::Acc;
-    static constexpr int kRows = Tiles::kRows;
-    static constexpr int kColumns = Tiles::kColumns;
-    Acc at[kRows][kColumns];
-};
-
-template <class Tiles>
-struct Bits {
-    u32 word;
-
-    __device__ bool operator()(int r, int c) const { return word >> (r * Tiles::kColumns + c) & 1u; }
-    __device__ void set(int r, int c, bool value) {
-        const u32 bit = 1u << (r * Tiles::kColumns + c);
-        word = value ? word | bit : word & ~bit;
-    }
-};
-
 // A thread's part of a result tile.
 template <class Tiles, int kGroups = Tiles::kGroups>
 struct Result {
     CompensatedSum<typename Tiles::Acc> at[kGroups][Tiles::kRows][Tiles::kVec];
-};
-
-// Coordinates of a thread's scores: the owner is the query, or, transposed, the key.
-template <class Tiles, class Tile, bool kTransposed>
-struct Place {
-    i32 first_row;
-    const Tile& tile;
-
-    __device__ static int local_row(int r) { return thread_row<Tiles>() * Tiles::kRows + r; }
-    __device__ static int local_column(int c) { return thread_lane<Tiles>() + Tiles::kLanes * c; }
-    __device__ i32 owner(int r) const { return first_row + local_row(r); }
-    __device__ i32 walked(int c) const { return tile.at(local_column(c)); }
-    __device__ i32 query(int r, int c) const { return kTransposed ? walked(c) : owner(r); }
-    __device__ i32 key(int r, int c) const { return kTransposed ? owner(r) : walked(c); }
-};
-
-// Rows of an operand from which a tile picks some by their coordinates; others than [0, length) read as zeros.
-struct Rows {
-    const Operand& operand;
-    const u8* base;
-    i32 length;
-
-    __device__ const u8* row(i32 coordinate) const {
-        return static_cast<u32>(coordinate) < static_cast<u32>(length) ? base + coordinate * operand.row : nullptr;
-    }
 };
 
 // Elements at any address, byte by byte: right, not fast.
@@ -180,7 +140,7 @@ __device__ __forceinline__ void product(
         copy_chunk<Tiles, Tiles::kDepth>(shared.owner, owner, [&](int r) { return first_row + r; }, first, depth);
         copy_chunk<Tiles, Tiles::kDepth>(shared.walked, walked, [&](int n) { return tile.at(n); }, first, depth);
         block_sync();
-        const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
+        const int row = Tiles::thread_row() * Tiles::kRows, lane = Tiles::thread_lane();
         for (int d = 0; d < Tiles::kDepth; d += Tiles::kVec) {
             V a[Tiles::kRows], b[Tiles::kColumns];
 #pragma unroll
@@ -202,7 +162,7 @@ __device__ __forceinline__ void product(
 // Hand the weights to the block. The barrier that makes them visible is the first of the product that reads them.
 template <class Tiles>
 __device__ __forceinline__ void share_weights(ProductShared<Tiles>& shared, const Fragment<Tiles>& weights) {
-    const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
+    const int row = Tiles::thread_row() * Tiles::kRows, lane = Tiles::thread_lane();
 #pragma unroll
     for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll
@@ -217,7 +177,7 @@ __device__ __forceinline__ void accumulate(
     Result<Tiles>& result, ProductShared<Tiles>& shared, const Rows& walked, const Tile& tile, i32 first, i32 columns) {
     using Acc = typename Tiles::Acc;
     using V = Vec<Acc>;
-    const int row = thread_row<Tiles>() * Tiles::kRows, lane = thread_lane<Tiles>();
+    const int row = Tiles::thread_row() * Tiles::kRows, lane = Tiles::thread_lane();
 #pragma unroll
     for (int group = 0; group < Tiles::kGroups; ++group) {
         const i32 start = first + group * Tiles::kGroupWidth;
@@ -270,8 +230,8 @@ __device__ __forceinline__ void store_result(
         for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll
             for (int v = 0; v < Tiles::kVec; ++v) {
-                const i32 row = first_row + thread_row<Tiles>() * Tiles::kRows + r;
-                const i32 column = first + group * Tiles::kGroupWidth + thread_lane<Tiles>() * Tiles::kVec + v;
+                const i32 row = first_row + Tiles::thread_row() * Tiles::kRows + r;
+                const i32 column = first + group * Tiles::kGroupWidth + Tiles::thread_lane() * Tiles::kVec + v;
                 if (row < allotted && column < columns)
                     store(operand, base + row * operand.row + column * operand.column,
                           row < length ? finish(r, result.at[group][r][v].value()) : 0);

@@ -22,10 +22,6 @@ __device__ __forceinline__ RowStats<Acc> load_stats(
             load<Acc>(params.delta, delta)};
 }
 
-__device__ __forceinline__ Rows rows(const Operand& operand, const Work& work, i32 head, const Extent& extent) {
-    return {operand, base(operand, work, head) + extent.start * operand.row, extent.length};
-}
-
 // The operands of one query head, seen from the tile's owner: scores = owner_a walked_a^T, dP = owner_b walked_b^T.
 struct GradientOperands {
     Rows owner_a, walked_a;
@@ -54,8 +50,9 @@ __device__ __forceinline__ void score_gradients(
     using Acc = typename Tiles::Acc;
     product<Tiles>(weights, shared, operands.owner_a, place.first_row, operands.walked_a, tile, head_dim);
     product<Tiles>(gradients, shared, operands.owner_b, place.first_row, operands.walked_b, tile, v_dim);
+    hooks.hide(visible, place);
     hooks.scores(weights, visible, place);
-    Bits<Tiles> kept = all_bits<Tiles>();
+    Bits<Tiles> kept = equal_bits<Tiles>(true);
     hooks.drop(kept, place);
     const Acc survivors = static_cast<Acc>(hooks.survivors());
 #pragma unroll

@@ -1,24 +1,8 @@
 // Online softmax (Milakov and Gimelshein 2018; Dao 2023), in units of log2: p = exp2(s - reference).
 #pragma once
 
-#include <ptx/shuffle.cuh>
 #include <tile/fma_tile.cuh>
-#include <tile/math.cuh>
-
-// Over the lanes that share a row.
-template <class Tiles, class Acc>
-__device__ __forceinline__ Acc row_sum(Acc value) {
-#pragma unroll
-    for (u32 mask = Tiles::kLanes / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-    return value;
-}
-
-template <class Tiles, class Acc>
-__device__ __forceinline__ Acc row_max(Acc value) {
-#pragma unroll
-    for (u32 mask = Tiles::kLanes / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
-    return value;
-}
+#include <tile/row_lanes.cuh>
 
 // Running maximum and sum of a thread's rows, the same in all lanes that share them.
 template <class Tiles>

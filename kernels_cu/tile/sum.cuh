@@ -24,6 +24,16 @@ struct CompensatedSum {
     }
 };
 
+// For sums that are rounded to fewer bits afterwards.
+template <class Acc>
+struct PlainSum {
+    Acc sum;
+
+    __device__ __forceinline__ void add(Acc value) { sum += value; }
+    __device__ __forceinline__ void multiply(Acc factor) { sum *= factor; }
+    __device__ __forceinline__ Acc value() const { return sum; }
+};
+
 // float64 has bits to spare, and registers to save.
 template <>
 struct CompensatedSum<double> {

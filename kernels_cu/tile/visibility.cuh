@@ -5,12 +5,9 @@
 
 #include <tile/fma_tile.cuh>
 
-template <class Tiles>
-__device__ __forceinline__ Bits<Tiles> all_bits() { return {0xffffffffu}; }
-
 template <class Tiles, class Schedule, class Tile, class Place>
 __device__ __forceinline__ Bits<Tiles> visible_bits(const Schedule& schedule, const Tile& tile, const Place& place) {
-    Bits<Tiles> visible = {0};
+    Bits<Tiles> visible = equal_bits<Tiles>(false);
 #pragma unroll
     for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll

@@ -1,0 +1,160 @@
+// Products of tiles by tensor cores, for operands that one product each is enough for; mma_split.cuh has the others.
+#pragma once
+
+#include <ptx/ldmatrix.cuh>
+#include <ptx/shuffle.cuh>
+#include <tile/mma_tile.cuh>
+#include <tile/pair_sum.cuh>
+
+// A step of a product takes two 16-byte pieces of a row, whatever the elements: bytes of q and k lie alike in fragments.
+constexpr int kStepBytes = 32;
+
+// A warp's part of a result tile.
+template <class Tiles>
+struct MmaResult {
+    typename SumsFor<Tiles::kPrecise>::Pair at[Tiles::kRows][Tiles::kVTiles];
+};
+
+// Left operands: the warp's rows of q; at(16 m, step * kStepBytes) is where the lane's row of step `step` lies.
+template <class Tiles>
+__device__ __forceinline__ LaneRows<Tiles::kHeadPitch> left_rows(const u8* q) {
+    const int lane = thread_index_anew() % 32;
+    return {q, Tiles::first_warp_row() + lane % 16, lane / 16 * 16};
+}
+
+// Right operands: 16 keys at a time; at(8 n, step * kStepBytes).
+template <class Tiles>
+__device__ __forceinline__ LaneRows<Tiles::kHeadPitch> right_rows(const u8* k) {
+    const int lane = thread_index_anew() % 32;
+    return {k, lane % 8 + lane / 16 * 8, lane / 8 % 2 * 16};
+}
+
+// Accumulator (m, n) of a fragment += a b.
+template <class Tiles>
+__device__ __forceinline__ void multiply(Fragment<Tiles>& to, int m, int n, const u32 (&a)[4], u32 b0, u32 b1) {
+    Tiles::Kind::multiply(to.at[2 * m][2 * n], to.at[2 * m][2 * n + 1], to.at[2 * m + 1][2 * n],
+                          to.at[2 * m + 1][2 * n + 1], a, b0, b1);
+}
+
+// scores = q k^T.
+template <class Tiles>
+__device__ __forceinline__ void product(Fragment<Tiles>& scores, const u8* q, const u8* k) {
+    for (auto& row : scores.at)
+        for (float& score : row) score = 0;
+    const auto left = left_rows<Tiles>(q);
+    const auto right = right_rows<Tiles>(k);
+    // Unrolled in full the loads of all steps come first, and take registers that there are not.
+#pragma unroll 2
+    for (int step = 0; step < Tiles::kHeadBytes / kStepBytes; ++step) {
+        u32 a[Tiles::kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < Tiles::kMTiles; ++m) load_matrices(a[m], left.at(16 * m, step * kStepBytes));
+#pragma unroll
+        for (int n = 0; n < Tiles::kWalk / 8; n += 2) {
+            u32 b[4];
+            load_matrices(b, right.at(8 * n, step * kStepBytes));
+#pragma unroll
+            for (int m = 0; m < Tiles::kMTiles; ++m) {
+                multiply(scores, m, n, a[m], b[0], b[1]);
+                multiply(scores, m, n + 1, a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Which of a lane's keys any row of the warp sees: the others' values may be NaN, and 0 * NaN is NaN.
+struct Seen {
+    u32 columns;  // a bit for each column of the lane's fragments
+
+    __device__ __forceinline__ u32 whole(int c) const { return columns >> c & 1u ? 0xffffffffu : 0; }
+    __device__ __forceinline__ u32 halves(int c) const { return (whole(c) & 0xffffu) | (whole(c + 1) & 0xffff0000u); }
+};
+
+template <class Tiles>
+__device__ __forceinline__ Seen seen_by_warp(const Bits<Tiles>& visible) {
+    static_assert(Tiles::kColumns <= 32, "a word");
+    Seen seen = {0};
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r) seen.columns |= visible.row(r);
+#pragma unroll
+    for (u32 mask = 16; mask >= Tiles::kLanes; mask /= 2) seen.columns |= shuffle_xor(seen.columns, mask);
+    return seen;
+}
+
+// Accumulators of rows 2 m, 2 m + 1 and columns [8 n, 8 n + 8) += a b.
+template <class Tiles>
+__device__ __forceinline__ void multiply(MmaResult<Tiles>& to, int m, int n, const u32 (&a)[4], u32 b0, u32 b1) {
+    auto &upper = to.at[2 * m][n], &lower = to.at[2 * m + 1][n];
+    Tiles::Kind::multiply(upper.low, upper.high, lower.low, lower.high, a, b0, b1);
+}
+
+// result += weights v for elements of 16 bits, 16 keys at a time.
+template <bool kMayHideKeys, class Tiles>
+__device__ __forceinline__ void accumulate_halves(
+    MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
+    const auto& w = weights.at;
+    const int lane = thread_index_anew() % 32;
+    const LaneRows<Tiles::kVPitch> right(v, lane % 16, lane / 16 * 16);
+#pragma unroll
+    for (int step = 0; step < Tiles::kWalk / 16; ++step) {
+        const int c = 4 * step;  // the lane's columns of this step: c to c + 3
+        u32 a[Tiles::kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < Tiles::kMTiles; ++m)
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+                a[m][n] = Tiles::Kind::pack(w[2 * m + n % 2][c + n / 2 * 2], w[2 * m + n % 2][c + n / 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < Tiles::kVTiles; n += 2) {
+            u32 b[4];
+            load_matrices_transposed(b, right.at(16 * step, n * 16));
+            if constexpr (kMayHideKeys)
+                for (int i = 0; i < 4; ++i) b[i] &= seen.halves(c + i % 2 * 2);
+#pragma unroll
+            for (int m = 0; m < Tiles::kMTiles; ++m) {
+                multiply(result, m, n, a[m], b[0], b[1]);
+                multiply(result, m, n + 1, a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Of the 8 keys from 8 j on, an operand takes those in the order in which the lane holds their weights: inner index t is
+// key 2 t, and t + 4 is key 2 t + 1.
+template <class Tiles>
+struct ValueWords {
+    LaneRows<Tiles::kVPitch> even, odd;
+
+    __device__ __forceinline__ ValueWords(const u8* v, int lane)
+        : even(v, lane % 4 * 2, lane / 4 * 4), odd(v, lane % 4 * 2 + 1, lane / 4 * 4) {}
+
+    // Columns [8 n, 8 n + 8).
+    __device__ __forceinline__ void load(u32 (&b)[2], int j, int n) const {
+        b[0] = *reinterpret_cast<const u32*>(even.at(8 * j, 32 * n));
+        b[1] = *reinterpret_cast<const u32*>(odd.at(8 * j, 32 * n));
+    }
+};
+
+// result += weights v for elements of 32 bits, 8 keys at a time.
+template <bool kMayHideKeys, class Tiles>
+__device__ __forceinline__ void accumulate_words(
+    MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
+    const auto& w = weights.at;
+    const ValueWords<Tiles> right(v, thread_index_anew() % 32);
+#pragma unroll
+    for (int j = 0; j < Tiles::kWalk / 8; ++j) {
+        u32 a[Tiles::kMTiles][4];
+#pragma unroll
+        for (int m = 0; m < Tiles::kMTiles; ++m)
+#pragma unroll
+            for (int n = 0; n < 4; ++n) a[m][n] = Tiles::Kind::rounded(bits_of_float(w[2 * m + n % 2][2 * j + n / 2]));
+#pragma unroll
+        for (int n = 0; n < Tiles::kVTiles; ++n) {
+            u32 b[2];
+            right.load(b, j, n);
+            if constexpr (kMayHideKeys) b[0] &= seen.whole(2 * j), b[1] &= seen.whole(2 * j + 1);
+#pragma unroll
+            for (int m = 0; m < Tiles::kMTiles; ++m) multiply(result, m, n, a[m], b[0], b[1]);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+// Online softmax on fragments of tensor cores, in units of log2: p = exp2(s - reference).
+#pragma once
+
+#include <ptx/vote.cuh>
+#include <tile/mma_product.cuh>
+#include <tile/row_lanes.cuh>
+
+// Weights may grow to 2^kSlack before the reference follows the maximum: results are rarely rescaled (FlashAttention-4).
+// Their relative precision does not depend on it, and 2^8 is far from float16's overflow.
+constexpr float kSlack = 8;
+
+template <class Tiles>
+struct MmaSoftmax {
+    using Acc = float;
+    float reference[Tiles::kRows];  // -inf before the first visible score
+    typename SumsFor<Tiles::kPrecise>::Sum sum[Tiles::kRows];  // of the lane's own columns
+
+    __device__ MmaSoftmax() {
+        for (int r = 0; r < Tiles::kRows; ++r) reference[r] = -infinity<float>(), sum[r] = {};
+    }
+
+    // Turn scores, still to be multiplied by `factor`, into weights; earlier results are rescaled where the reference moves.
+    __device__ __forceinline__ void update(Fragment<Tiles>& scores, float factor, MmaResult<Tiles>& result) {
+        float largest[Tiles::kRows];
+        bool grows = false;
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            float top = -infinity<float>();
+#pragma unroll
+            for (int c = 0; c < Tiles::kColumns; ++c) top = larger(top, scores.at[r][c]);
+            largest[r] = row_max<Tiles>(top) * factor;
+            grows |= largest[r] > reference[r] + kSlack;
+        }
+        if (warp_any(grows)) raise(largest, result);
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            const float base = finite(reference[r]);
+            float part = 0;
+#pragma unroll
+            for (int c = 0; c < Tiles::kColumns; ++c) {
+                scores.at[r][c] = Tiles::exp2(multiply_add(scores.at[r][c], factor, -base));
+                part += scores.at[r][c];
+            }
+            sum[r].add(part);
+        }
+    }
+
+    // Sums over all lanes, behind the last tile.
+    __device__ __forceinline__ void gather() {
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) sum[r] = {row_sum<Tiles>(sum[r].value())};
+    }
+
+    // A logit that joins row r's sum and has no value; returns what the row's result is to be multiplied by.
+    __device__ __forceinline__ float join(int r, float logit) {
+        const float largest = larger(reference[r], logit);
+        const float rescale = power_of_two(reference[r] - finite(largest));
+        sum[r].multiply(rescale);
+        sum[r].add(power_of_two(logit - finite(largest)));
+        reference[r] = largest;
+        return rescale;
+    }
+
+    // Natural logarithm of the row's sum. In double where rounding lse would be an error of all of P in the backward.
+    __device__ __forceinline__ float lse(int r) const {
+        if constexpr (Tiles::kPrecise)
+            return static_cast<float>((static_cast<double>(reference[r]) + log2(static_cast<double>(sum[r].value()))) * kLn2);
+        return (reference[r] + log2f(sum[r].value())) * static_cast<float>(kLn2);
+    }
+
+private:
+    __device__ __forceinline__ void raise(const float (&largest)[Tiles::kRows], MmaResult<Tiles>& result) {
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            const bool grows = largest[r] > reference[r] + kSlack;
+            const float rescale = grows ? Tiles::exp2(reference[r] - largest[r]) : 1;
+            reference[r] = grows ? largest[r] : reference[r];
+            sum[r].multiply(rescale);
+#pragma unroll
+            for (auto& own : result.at[r]) own.multiply(rescale);
+        }
+    }
+
+    // A row without a score has the reference -inf, and -inf minus itself would be NaN.
+    __device__ static __forceinline__ float finite(float value) { return value == -infinity<float>() ? 0 : value; }
+};
