@@ -73,7 +73,8 @@ def attention(
     q_lengths, kv_lengths : int array, broadcastable to the batch dims, optional
         Used rows of q and of k, v (int32 or int64). Rows beyond them are never read.
     precision : {"highest", "tf32"}
-        Lowest accuracy permitted for float32 products. Both backends give "highest" so far.
+        Lowest accuracy permitted for float32 products. "tf32" lets tensor cores of a GPU round what they multiply to 10
+        bits of mantissa, which is faster; NumPy always gives "highest".
     return_lse : bool
         Also return the log-sum-exp of each row's scores (natural log, sinks included).
     out : array, optional

@@ -45,13 +45,14 @@ class Options(NamedTuple):
 
 
 class Arithmetic(NamedTuple):
-    """What to compute in, and how to round S, P and their gradients (the tests also run these formulas coarsely)."""
+    """What to compute in; how to round S, P, dP, dS; how to round operands of matmuls (the tests compute coarsely)."""
 
     dtype: npt.DTypeLike
     rounded: Callable[[Array], Array]
+    operand: Callable[[Array], Array]
 
 
-FLOAT64 = Arithmetic(np.float64, lambda x: x)
+FLOAT64 = Arithmetic(np.float64, lambda x: x, lambda x: x)
 
 
 class Forward(NamedTuple):
@@ -149,11 +150,11 @@ def backward(dout: Array, dlse: Array, f: Forward, o: Options, arithmetic: Arith
     """Return dq, dk, dv, dbias (..., Hq, Sq, Sk) and dsinks (..., Hq), at full batch and with Hq heads everywhere."""
     z = dropout_factor(f, o, arithmetic)
     dout, dlse = np.where(f.sees[..., None], dout, 0), np.where(f.sees, dlse, 0)
-    dv = arithmetic.rounded(f.p * z).mT @ dout
+    dv = arithmetic.operand(f.p * z).mT @ dout
     dp = np.where(f.visible, arithmetic.rounded(dout @ f.v.mT) * z, 0)
     delta = np.sum(f.p * dp, axis=-1) - dlse  # dlse/ds = P, so dlse joins here
     ds = arithmetic.rounded(f.p * (dp - delta[..., None]))
-    dqk = arithmetic.rounded(ds * f.cap_slope)
+    dqk = arithmetic.operand(ds * f.cap_slope)
     sink = np.asarray(-np.inf if o.sinks is None else o.sinks, arithmetic.dtype)[..., None]
     p_sink = np.exp(np.where(f.sees, sink - f.lse, -np.inf))
     return dqk @ f.k * f.scale, dqk.mT @ f.q * f.scale, dv, ds, -np.sum(p_sink * delta, axis=-1)
@@ -174,7 +175,8 @@ def sum_group(x: Array, like: Array) -> Array:
 
 def with_heads(arrays: tuple[ArrayLike, ...], arithmetic: Arithmetic) -> list[Array]:
     """Convert, and give 2-D operands a head axis of 1."""
-    return [x[None] if x.ndim == 2 else x for x in (np.asarray(x, dtype=arithmetic.dtype) for x in arrays)]
+    wide = [arithmetic.operand(np.asarray(x, arithmetic.dtype)) for x in arrays]
+    return [x[None] if x.ndim == 2 else x for x in wide]
 
 
 def unpack(x: Array, cu_seqlens: ArrayLike, longest: int | None) -> tuple[Array, Array, Array]:
@@ -236,7 +238,7 @@ def attention(
                 dropout, seed)
     q4, k4, v4 = with_heads((q, k, v), arithmetic)
     f = forward(q4, k4, v4, o, arithmetic)
-    out = arithmetic.rounded(f.p * dropout_factor(f, o, arithmetic)) @ f.v
+    out = arithmetic.operand(f.p * dropout_factor(f, o, arithmetic)) @ f.v
     return (out[0], f.lse[0]) if np.ndim(q) == np.ndim(k) == np.ndim(v) == 2 else (out, f.lse)
 
 

@@ -93,15 +93,20 @@ class DeviceBackend(ABC):
 
 
 class EmuBackend(DeviceBackend):
-    """The kernels of kernels_cu/ on the SIMT emulator: every race and stray access fails the test."""
+    """The kernels of kernels_cu/ on the SIMT emulator: every race and stray access fails the test.
 
-    name = "emu"
+    The GPU emulated is one of those whose calls `family` is the first to serve.
+    """
+
+    def __init__(self, family: str = "generic") -> None:
+        self.name = {"generic": "emu", "sm80": "emu_sm80"}[family]
+        self._compute_capability = {"generic": (7, 5), "sm80": (8, 0)}[family]
 
     @functools.cached_property
     def device(self) -> Any:
         from emu.device import EmuDevice
 
-        return EmuDevice()
+        return EmuDevice(compute_capability=self._compute_capability)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -111,7 +116,7 @@ class EmuBackend(DeviceBackend):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(device_module, "_installed", [EmuRuntime(self.device)])
-            patch.setenv("FLASHCUPY_CACHE_DIR", str(_EMU_CACHE))
+            patch.setenv("FLASHCUPY_CACHE_DIR", str(EMU_CACHE))
             patch.setenv("FLASHCUPY_CHECK", "off")  # the test is the check
             self.device.launches = 0  # lane orders take turns: in a single test as in a whole run
             yield
@@ -169,10 +174,11 @@ def why_no_gpu() -> str | None:
 
 
 # Kernels are compiled once, not once a run.
-_EMU_CACHE = Path(os.environ.get("FLASHCUPY_TEST_CACHE", Path(__file__).parent / "emu" / "build" / "kernels"))
+EMU_CACHE = Path(os.environ.get("FLASHCUPY_TEST_CACHE", Path(__file__).parent / "emu" / "build" / "kernels"))
 
 BACKENDS = [
     pytest.param(NumpyBackend(), id="numpy"),
     pytest.param(EmuBackend(), id="emu"),
+    pytest.param(EmuBackend("sm80"), id="emu_sm80"),
     pytest.param(CupyBackend(), id="cupy", marks=pytest.mark.gpu),
 ]

@@ -14,6 +14,12 @@ from flashcupy import BlockMask
 
 DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16", "float32", "float64")}
 
+# What is computed with, by a name of its own: a dtype, or float32 with less accuracy permitted.
+NUMBERS: dict[str, dict[str, Any]] = {
+    **{name: {"dtype": name} for name in DTYPES},
+    "tf32": {"dtype": "float32", "precision": "tf32"},
+}
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -34,16 +40,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Case:
-    """A problem made from a seed: sizes, dtype and named features."""
+    """A problem made from a seed: sizes, dtype and named features; the precision that float32 is asked for."""
 
     features: tuple[str, ...] = ()
     dtype: str = "float32"
     sizes: Sizes = field(default_factory=Sizes)
     seed: int = 0
+    precision: str = "highest"
 
     def __str__(self) -> str:
-        s = self.sizes
-        return f"{'+'.join(self.features) or 'plain'}-{self.dtype}-{s.q_len}x{s.kv_len}-h{s.q_heads}:{s.kv_heads}"
+        s, numbers = self.sizes, self.dtype if self.precision == "highest" else self.precision
+        return f"{'+'.join(self.features) or 'plain'}-{numbers}-{s.q_len}x{s.kv_len}-h{s.q_heads}:{s.kv_heads}"
 
     def make(self, draw: int = 0) -> Problem:
         """Draw the problem; the same draw is always the same problem."""
@@ -57,7 +64,7 @@ class Case:
         v = normal(rng, (*s.batch, s.kv_heads, s.kv_len, s.v_dim), dtype)
         dout = normal(rng, (*s.batch, s.q_heads, s.q_len, s.v_dim), dtype)
         dlse = rng.standard_normal(dout.shape[:-1]).astype(np.float64 if self.dtype == "float64" else np.float32)
-        return Problem(q, k, v, dout, dlse, options)
+        return Problem(q, k, v, dout, dlse, options, self.precision)
 
 
 @dataclass
@@ -68,6 +75,7 @@ class Problem:
     dout: np.ndarray
     dlse: np.ndarray
     options: dict[str, Any]
+    precision: str
 
     @property
     def wrt(self) -> tuple[str, ...]:

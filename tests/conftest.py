@@ -6,7 +6,7 @@ import shutil
 import pytest
 from backends import BACKENDS, why_no_gpu
 from emu.build import COMPILER
-from emulated import mark_slow
+from emulated import left_to_others, mark_slow
 
 _left_out = pytest.StashKey[str]()
 
@@ -21,6 +21,10 @@ def backend(request):
 @pytest.hookimpl(tryfirst=True)  # before -m "not slow" looks
 def pytest_collection_modifyitems(config, items):
     mark_slow(items)
+    if left := left_to_others(items):
+        unwanted = set(left)
+        items[:] = [item for item in items if item not in unwanted]
+        config.hook.pytest_deselected(items=left)
     if shutil.which(COMPILER) is None and os.environ.get("FLASHCUPY_REQUIRE_ORACLES") != "1":
         for item in filter(_emulates, items):
             item.add_marker(
@@ -38,7 +42,9 @@ def _emulates(item):
     call = getattr(item, "callspec", None)
     backend = None if call is None else call.params.get("backend")
     names = vars(getattr(item, "module", None) or object)
-    return getattr(backend, "name", None) == "emu" or not {"EmuDevice", "EmuBackend", "emu", "build"}.isdisjoint(names)
+    return getattr(backend, "name", "").startswith("emu") or not {"EmuDevice", "EmuBackend", "emu", "build"}.isdisjoint(
+        names
+    )
 
 
 def pytest_report_collectionfinish(config):

@@ -10,8 +10,8 @@ import re
 import pytest
 
 # A test as pytest names it, and what its parameters are, a regular expression; without brackets all of them.
-_REPRESENTATIVE = r"""
-test_attention.py::test_plain
+_GENERIC = r"""
+test_attention.py::test_plain[(?!.*tf32).*]
 test_attention.py::test_each_option[.*-(float32|bfloat16)]
 test_attention.py::test_each_pair_of_options[(causal\+(window|blocks|kv_lengths)|mask\+bias|bias\+dropout)-.*]
 test_attention.py::test_each_pair_of_options[(softcap\+alibi|sinks\+blocks|blocks\+dropout|q_lengths\+kv_lengths)-.*]
@@ -34,19 +34,53 @@ test_varlen.py::(?!test_plain|test_each_option|test_each_pair).*
 """
 
 
+# Where tensor cores serve the forward.
+_SM80 = r"""
+test_attention.py::test_plain[(.*-(float32|float16|tf32)|45x77-bfloat16)]
+test_attention.py::test_each_option[(softcap|mask|bias|alibi|blocks|dropout)-float16]
+test_attention.py::test_each_option[(causal|sinks|dropout)-float32]
+test_fwd_sm80.py::.*
+test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[(mask|block_mask|bias)-nan-small-None]
+test_hidden.py::(?!test_a_key_hidden_from_every).*
+test_merge.py::test_parts_of_the_keys
+test_varlen.py::test_plain
+"""
+
+# What has no part in them: float64, and calls that are refused.
+_SM80_LEAVES = r"""
+test_(attention|hidden|lists|merge|reference_varlen|shapes|varlen).py::.*[.*float64.*]
+test_attention.py::test_everything_at_once
+test_bad_input.py::.*
+test_hidden.py::test_a_row_without_keys_has_no_gradient_even_through_its_sink
+test_lists.py::.*
+test_shapes.py::(?!test_any_strides|test_sixteen_bit).*
+test_varlen.py::(?!test_plain).*
+"""
+
+
+def left_to_others(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Tests of a backend that another one runs in the same way."""
+    return [
+        item for item in items if _backend_of(item) == "emu_sm80" and _LEFT.fullmatch(_without_backend(item.nodeid))
+    ]
+
+
 def mark_slow(items: list[pytest.Item]) -> None:
     for item in items:
-        call = getattr(item, "callspec", None)
-        if call is None or getattr(call.params.get("backend"), "name", None) != "emu":
-            continue
-        if not _PATTERN.fullmatch(_without_backend(item.nodeid)):
+        backend = _backend_of(item)
+        if backend in _PATTERNS and not _PATTERNS[backend].fullmatch(_without_backend(item.nodeid)):
             item.add_marker(pytest.mark.slow)
+
+
+def _backend_of(item: pytest.Item) -> str | None:
+    call = getattr(item, "callspec", None)
+    return None if call is None else getattr(call.params.get("backend"), "name", None)
 
 
 def _without_backend(nodeid: str) -> str:
     """Name a test as if it took no backend."""
     name, _, parameters = nodeid.rpartition("/")[2].partition("[")
-    kept = "-".join(part for part in parameters.rstrip("]").split("-") if part != "emu")
+    kept = "-".join(part for part in parameters.rstrip("]").split("-") if part not in _PATTERNS)
     return f"{name}[{kept}]" if kept else name
 
 
@@ -58,4 +92,5 @@ def _compiled(lines: str) -> re.Pattern[str]:
     return re.compile("|".join(f"({pattern(line)})" for line in lines.split()))
 
 
-_PATTERN = _compiled(_REPRESENTATIVE)
+_PATTERNS = {"emu": _compiled(_GENERIC), "emu_sm80": _compiled(_SM80)}
+_LEFT = _compiled(_SM80_LEAVES)

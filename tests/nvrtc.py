@@ -238,8 +238,10 @@ def main() -> None:
     arguments = parser.parse_args()
     from flashcupy.cuda.matrix import compile_configs
 
-    configs = [config for config in compile_configs(arguments.which) if re.search(arguments.match, config.name)]
-    rows = [row for arch in arguments.arch for row in compile_all(load(arguments.nvrtc), configs, arch)]
+    rows = []
+    for arch in arguments.arch:
+        configs = [one for one in compile_configs(arguments.which, arch) if re.search(arguments.match, one.name)]
+        rows += compile_all(load(arguments.nvrtc), configs, arch)
     text = table(rows)
     print(text)
     if arguments.output:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import FEATURES, SHAPES, Case, Sizes, pairs
+from cases import FEATURES, NUMBERS, SHAPES, Case, Sizes, pairs
 from harness import check
 from naive import assert_close, naive
 
@@ -15,18 +15,18 @@ from flashcupy import reference
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("sizes", SHAPES, ids=lambda s: f"{s.q_len}x{s.kv_len}")
-def test_plain(backend, sizes, dtype):
+def test_plain(backend, sizes, numbers):
     with backend.small_tiles():
-        check(Case((), dtype, sizes), backend)
+        check(Case((), sizes=sizes, **NUMBERS[numbers]), backend)
 
 
-@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("feature", FEATURES)
-def test_each_option(backend, feature, dtype):
+def test_each_option(backend, feature, numbers):
     with backend.small_tiles():
-        check(Case((feature,), dtype), backend)
+        check(Case((feature,), **NUMBERS[numbers]), backend)
 
 
 _PAIRS = [
@@ -87,11 +87,11 @@ def test_scores_that_keep_growing(backend, growth, dtype):
         assert_close(got, want, low, num_keys=150)
 
 
-@pytest.mark.parametrize("dtype", _DTYPES)
-def test_long_rows(backend, dtype):
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_long_rows(backend, numbers):
     """Sums over 16384 keys: what makes careless float32 accumulation break the bound."""
     sizes = Sizes(batch=(), q_heads=1, kv_heads=1, q_len=16, kv_len=16384, head_dim=64, v_dim=64)
-    check(Case((), dtype, sizes), backend)
+    check(Case((), sizes=sizes, **NUMBERS[numbers]), backend)
 
 
 @pytest.mark.parametrize("head_dim", [1, 31, 64, 96, 128, 192, 256, 512])

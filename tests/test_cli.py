@@ -126,7 +126,7 @@ def case(name, outcome):
 
 
 def use_cases(monkeypatch, *cases):
-    monkeypatch.setattr(commands, "matrix", SimpleNamespace(check_cases=lambda: iter(cases)))
+    monkeypatch.setattr(commands, "matrix", SimpleNamespace(check_cases=lambda compute_capability: cases))
 
 
 def test_check_prints_a_table(capsys, monkeypatch, gpus):
@@ -188,7 +188,7 @@ def compiler(monkeypatch, tmp_path, gpus):
     monkeypatch.setattr(cupy_device, "nvrtc_compile", compile_fake)
     monkeypatch.setattr(cupy_device, "compiler_version", lambda: "fake 1.0")
     monkeypatch.setattr(cupy_device, "known_archs", lambda: (80, 90))
-    monkeypatch.setattr(commands, "matrix", SimpleNamespace(compile_configs=lambda which: configs[which]))
+    monkeypatch.setattr(commands, "matrix", SimpleNamespace(compile_configs=lambda which, arch: configs[which]))
     gpus(0)
     return SimpleNamespace(calls=calls, configs=configs, gpus=gpus)
 

@@ -12,7 +12,6 @@ from emu.arrays import EmuArray, EmuRuntime
 from emu.device import EmuDevice
 
 import flashcupy as fc
-from flashcupy.cuda import config, matrix
 from flashcupy.cuda import device as device_module
 from flashcupy.cuda.calls import Call
 from flashcupy.cuda.families import GENERIC
@@ -110,36 +109,6 @@ def test_more_batch_dims_than_kernels_have_are_refused():
     whole, holes = layout((*shape, 1, 4, 4)), layout((2, 1, 2, 1, 2, 1, 4, 4))
     with pytest.raises(UnsupportedError, match=r"need 5 separate strides.*loop over a batch dim"):
         Batch(shape, [whole, holes])
-
-
-# ---- configurations --------------------------------------------------------------------------------------------------
-
-
-def test_names_tell_configurations_apart():
-    configs = [*matrix.compile_configs("plain"), *matrix.compile_configs("all")]
-    units = {one.name: one.translation_unit() for one in configs}
-    assert len(units) == len(configs) == len(set(units.values()))
-    assert all(name.isidentifier() for name in units)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"owner": 24}, {"walk": 80}, {"walk": 24}, {"lanes": 12}, {"thread_rows": 3}, {"depth": 6}, {"owner": 512}],
-)
-def test_tiles_that_no_kernel_can_have_are_refused(change):
-    good = {"acc": "float", "owner": 64, "walk": 64, "depth": 32, "thread_rows": 16, "lanes": 16, "groups": 1}
-    config.Tiles(**good)
-    with pytest.raises(ValueError, match="got"):
-        config.Tiles(**{**good, **change})
-
-
-@pytest.mark.parametrize("block", [16, 32, 64, 128, 384])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_an_owner_tile_lies_in_one_block_of_a_list(recorder, block, dtype):
-    x = array(recorder, 2, 1024, 64, dtype=dtype)
-    spec = problem(x, x, x, block_mask=fc.BlockMask.causal((1024, 1024), block_size=block)).spec
-    for kernel in ("fwd", "dq", "dkv", "dbias"):
-        assert block % config.generic_config(spec, kernel).tiles.owner == 0
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------

@@ -10,16 +10,24 @@ import pytest
 from backends import EmuBackend
 from emu.arrays import EmuArray, EmuRuntime
 from emu.device import EmuDevice, EmuError
+from wrong_kernels import Wrong
 
 import flashcupy as fc
 from flashcupy import reference
-from flashcupy.cuda import bwd, config, fallback, families, first_use, fwd, matrix, serve, verdicts
+from flashcupy.cuda import bwd, config, config_generic, fallback, families, first_use, fwd, matrix, serve, verdicts
 from flashcupy.cuda import device as device_module
 from flashcupy.cuda.launch import PlanCache
 from flashcupy.cuda.sources import kernels_dir
 from flashcupy.errors import FirstUseError, NotWarmedUpError
 
-_CASES = list(matrix.check_cases())
+_CAPABILITIES = {"generic": (7, 5), "sm80": (8, 0)}
+# On the second GPU the backward is what it is on the first.
+_CASES = [("generic", case) for case in matrix.check_cases(_CAPABILITIES["generic"])]
+_CASES += [
+    ("sm80", case)
+    for case in matrix.check_cases(_CAPABILITIES["sm80"])
+    if isinstance(case, first_use.Case) and not case.wanted
+]
 
 
 def _normal(*shape, dtype=np.float32):
@@ -50,8 +58,8 @@ def new_process(monkeypatch):
 
 @pytest.fixture
 def gpu(new_process, monkeypatch, tmp_path):
-    """A device that no kernel has run on."""
-    own = EmuDevice()
+    """A device that no kernel has run on, and that generic kernels serve."""
+    own = EmuDevice(compute_capability=_CAPABILITIES["generic"])
     monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own)])
     for name in ("FLASHCUPY_CHECK", "FLASHCUPY_FAMILY", "FLASHCUPY_FALLBACK"):
         monkeypatch.delenv(name, raising=False)
@@ -63,8 +71,8 @@ def gpu(new_process, monkeypatch, tmp_path):
 class _Watched(EmuDevice):
     """Notes what is launched, and launches nothing."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, compute_capability):
+        super().__init__(compute_capability=compute_capability)
         self.entries = []
 
     def compile(self, source, entry, include):
@@ -77,9 +85,9 @@ class _Watched(EmuDevice):
         self.entries.append(kernel)
 
 
-@pytest.fixture
-def watched(monkeypatch, tmp_path):
-    own = _Watched()
+@pytest.fixture(params=_CAPABILITIES)
+def watched(request, monkeypatch, tmp_path):
+    own = _Watched(_CAPABILITIES[request.param])
     monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own)])
     monkeypatch.setenv("FLASHCUPY_CHECK", "off")
     monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
@@ -90,40 +98,50 @@ def watched(monkeypatch, tmp_path):
 
 
 def test_cases_have_names_of_their_own():
-    assert len({case.name for case in _CASES}) == len(_CASES)
+    for capability in _CAPABILITIES.values():
+        cases = matrix.check_cases(capability)
+        assert len({case.name for case in cases}) == len(cases)
 
 
 @pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.name, marks=() if n % 14 == 5 else pytest.mark.slow) for n, case in enumerate(_CASES)],
+    ("family", "case"),
+    [
+        pytest.param(family, case, id=f"{family}-{case.name}", marks=() if n % 14 == 5 else pytest.mark.slow)
+        for n, (family, case) in enumerate(_CASES)
+    ],
 )
-def test_cases_pass(case):
-    backend = EmuBackend()
+def test_cases_pass(family, case):
+    backend = EmuBackend(family)
     with backend.active(), config.use_tiles("small"):
         assert case.run(backend.device) is None
 
 
 def test_cases_reach_every_kernel_of_the_table(watched):
-    for case in _CASES:
+    major, minor = watched.properties.compute_capability
+    for case in matrix.check_cases((major, minor)):
         case.compute(watched)
-    expected = {one.name for one in matrix.compile_configs("plain")}
+    expected = {one.name for one in matrix.compile_configs("plain", f"sm_{major}{minor}")}
     assert expected - set(watched.entries) == set()
 
 
 @pytest.mark.parametrize("wanted", [(), ("q",), ("v",), ("k", "sinks"), ("q", "k", "v", "bias", "sinks")])
 @pytest.mark.parametrize("block_size", [None, 16, 256])
-def test_a_check_launches_the_kernels_of_the_call(watched, wanted, block_size):
+@pytest.mark.parametrize("precision", ["highest", "tf32"])
+def test_a_check_launches_the_kernels_of_the_call(watched, wanted, block_size, precision):
     x, wide = EmuArray(_normal(2, 33, 24), watched), EmuArray(_normal(2, 33, 80), watched)
     sinks = watched.from_host(_normal(2))
     bias = EmuArray(_normal(33, 33), watched)
     mask = None if block_size is None else fc.BlockMask.causal((33, 33), block_size=block_size)
-    _, residuals = fc.attention_fwd(x, x, wide, sinks=sinks, bias=bias, block_mask=mask)
+    options = {"sinks": sinks, "bias": bias, "block_mask": mask, "precision": precision}
     if wanted:
+        _, residuals = fc.attention_fwd(x, x, wide, **options)
         watched.entries.clear()
         fc.attention_bwd(wide, residuals, wrt=wanted)
+    else:
+        fc.attention(x, x, wide, **options)
     call = set(watched.entries)
-    spec = fc.build.dense_problem(x, x, wide, fc.options.Options(sinks=sinks, bias=bias, block_mask=mask)).spec
-    launch = first_use.case_of(spec, wanted).begin(watched)
+    spec = fc.build.dense_problem(x, x, wide, fc.options.Options(**options)).spec
+    launch = first_use.case_of(spec, wanted, precision).begin(watched)
     watched.entries.clear()
     launch()
     assert set(watched.entries) == call
@@ -131,45 +149,18 @@ def test_a_check_launches_the_kernels_of_the_call(watched, wanted, block_size):
 
 # ---- what is wrong is found, and blamed alone ------------------------------------------------------------------------
 
-_WRONG = """
-struct Wrong : Hook {
-    using Hook::Hook;
-    template <class Fragment, class Bits, class Place>
-    __device__ void scores(Fragment& fragment, Bits&, const Place&) {
-        for (auto& row : fragment.at) row[0] *= 1.001f;
-    }
-};
-extern"""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _WrongConfig(config.GenericConfig):
-    """Scores a tenth of a percent off."""
-
-    @property
-    def name(self):
-        return config.GenericConfig.name.fget(self) + "_wrong"
-
-    def translation_unit(self):
-        unit = config.GenericConfig.translation_unit(self)
-        return unit.replace("extern", _WRONG, 1).replace("Tiles>>>(params)", "Tiles>, Wrong>>(params)")
-
-
-def _wrong(one):
-    return _WrongConfig(one.kernel, one.tiles, one.schedule, one.features)
-
 
 @pytest.fixture
 def break_generic(monkeypatch):
     """Make the kernels of some kinds wrong; with a feature, only those that have it."""
-    choose = config.generic_config
+    choose = config_generic.generic_config
 
     def apply(*kinds, feature=None):
         def wrong(spec, kernel):
             one = choose(spec, kernel)
-            return _wrong(one) if kernel in kinds and (feature is None or feature in one.features) else one
+            return Wrong(one) if kernel in kinds and (feature is None or feature in one.features) else one
 
-        monkeypatch.setattr(config, "generic_config", wrong)
+        monkeypatch.setattr(config_generic, "generic_config", wrong)
 
     return apply
 
@@ -190,7 +181,7 @@ def test_a_wrong_forward_is_condemned_alone(gpu, break_generic, new_process, tmp
 
 def test_a_right_kernel_is_checked_once(gpu, monkeypatch):
     runs = []
-    for kind in {type(case) for case in _CASES}:
+    for kind in {type(case) for _, case in _CASES}:
         begin = kind.begin
         monkeypatch.setattr(kind, "begin", lambda self, on, begin=begin: (runs.append(self.name), begin(self, on))[1])
     for length in (40, 50):
@@ -278,18 +269,18 @@ def test_a_call_of_the_checks_own_shapes_is_refused_too(gpu, break_generic):
 @pytest.fixture
 def wrong_family(monkeypatch):
     """One that is preferred, and wrong. Its host code chooses configurations of its own."""
-    choose = config.generic_config
+    choose = config_generic.generic_config
 
     def with_wrong_kernels(plan):
         def planned(build, *args, **options):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(config, "generic_config", lambda spec, kernel: _wrong(choose(spec, kernel)))
+                patch.setattr(config_generic, "generic_config", lambda spec, kernel: Wrong(choose(spec, kernel)))
                 return plan(build, *args, **options)
 
         return planned
 
-    plans = with_wrong_kernels(fwd.plan_forward), with_wrong_kernels(bwd.plan_backward)
-    wrong = families.Family("wrong", "a test's", lambda spec: None, *plans)
+    plans = with_wrong_kernels(fwd.plan_generic), with_wrong_kernels(bwd.plan_backward)
+    wrong = families.Family("wrong", "a test's", lambda request: None, *plans)
     monkeypatch.setattr(families, "FAMILIES", {"wrong": wrong, **families.FAMILIES})
 
 

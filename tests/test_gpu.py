@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from cases import DTYPES
 from naive import assert_close, naive
+from wrong_kernels import Wrong
 
 import flashcupy as fc
 from flashcupy import reference
-from flashcupy.cuda import config
+from flashcupy.cuda import config_generic, table_sm80
 from flashcupy.errors import FirstUseError, NotWarmedUpError
 
 pytestmark = pytest.mark.gpu
@@ -113,23 +114,23 @@ def test_exhausted_memory_leaves_the_process_usable(cp):
     _require_right(fc.attention(q, q, q).get(), *(q.get(),) * 3)
 
 
-def test_a_kernel_that_is_wrong_here_is_refused(cp, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("family", "dtype"), [("generic", "float32"), ("sm80", "float32"), ("sm80", "float16")])
+def test_a_kernel_that_is_wrong_here_is_refused(cp, monkeypatch, tmp_path, family, dtype):
+    q = cp.asarray(_normal(1, 2, 70, 32, dtype=dtype))
+    options = {"softcap": 2.0, "alibi_slopes": np.ones(2, np.float32)}
     monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("FLASHCUPY_CHECK", "first-use")
-    unit = config.GenericConfig.translation_unit
-    wrong = (
-        "struct Wrong : Hook { using Hook::Hook; template <class F, class B, class P> __device__ void scores(F& f, B&, "
-    )
-    wrong += "const P&) { for (auto& row : f.at) row[0] *= 1.01f; } };\nextern"
-    monkeypatch.setattr(
-        config.GenericConfig,
-        "translation_unit",
-        lambda self: unit(self).replace("extern", wrong, 1).replace("Alibi<Tiles>>", "Alibi<Tiles>, Wrong>"),
-    )
-    q = cp.asarray(_normal(1, 2, 70, 32))
+    monkeypatch.setenv("FLASHCUPY_FAMILY", family)
+    try:
+        fc.explain(q, q, q, **options)
+    except ValueError as error:
+        pytest.skip(f"this GPU has no such family: {error}")
+    module, name = {"generic": (config_generic, "generic_config"), "sm80": (table_sm80, "sm80_config")}[family]
+    choose = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *arguments: Wrong(choose(*arguments)))
     for _ in range(2):
         with pytest.raises(FirstUseError, match="error"):
-            fc.attention(q, q, q, softcap=2.0, alibi_slopes=np.ones(2, np.float32))
+            fc.attention(q, q, q, **options)
 
 
 def test_each_device_computes_its_own(cp):

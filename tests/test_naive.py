@@ -8,6 +8,7 @@ import pytest
 from naive import assert_close, naive, naive_bwd, naive_varlen, naive_varlen_bwd
 from rowwise import CU_K, CU_Q, INF, PACKED_CASES, TALL, operands, packed_operands
 
+from flashcupy.bound import allowed_error, rounded_to_tf32
 from flashcupy.philox import keep_mask, keep_scale, keep_threshold
 from flashcupy.reference import attention_varlen, attention_varlen_bwd
 
@@ -45,6 +46,50 @@ def test_naive_rounds_scores_weights_and_their_gradients():
         (grads.dbias, ds.sum(axis=(0, 1))),
     ):
         np.testing.assert_array_equal(actual, expected.astype(np.float16), strict=True)
+
+
+def _nearest_tf32(x):
+    """11 significant bits, by arithmetic."""
+    fraction, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.rint(np.ldexp(fraction, 11)), exponent - 11).astype(np.float32)
+
+
+def test_tf32_is_rounded_to_nearest_even():
+    x = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
+    ties = (np.float32(1) + np.arange(-4, 9) * np.float32(2.0**-11)).astype(np.float32)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, 2.0**-126, -3.5e38 / 2], np.float32)
+    for given in (x, -x, ties, -ties, special):
+        np.testing.assert_array_equal(rounded_to_tf32(given), _nearest_tf32(given))
+    assert np.isnan(rounded_to_tf32(np.array([0x7FFFFFFF, 0x7F800001, 0xFFC00000], np.uint32).view(np.float32))).all()
+    assert rounded_to_tf32(x[:6].reshape(2, 3).mT).shape == (3, 2)
+
+
+def test_naive_in_tf32_rounds_what_matmuls_take():
+    q, k, v, dout, _ = (x.astype(np.float32) for x in operands(TALL))
+    low_q, low_k, low_v, low_dout = map(_nearest_tf32, (q, k, v, dout))
+    t = np.tanh(low_q @ low_k.mT / 2 / 1.5)
+    e = np.exp(1.5 * t - (1.5 * t).max(-1, keepdims=True))
+    p = e / e.sum(-1, keepdims=True)
+    dp = low_dout @ low_v.mT
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+    dqk = _nearest_tf32(ds * (1 - t * t))
+    out, lse = naive(q, k, v, np.float32, "tf32", softcap=1.5)
+    grads = naive_bwd(dout, q, k, v, np.float32, "tf32", softcap=1.5)
+    for actual, expected in (
+        (out, _nearest_tf32(p) @ low_v),
+        (grads.dq, dqk @ low_k / 2),
+        (grads.dk, dqk.mT @ low_q / 2),
+        (grads.dv, _nearest_tf32(p).mT @ low_dout),
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+    assert lse.dtype == np.float32
+
+
+def test_tf32_is_allowed_an_error_of_its_own():
+    truth = np.array([1.5])
+    assert allowed_error(truth, truth, np.dtype(np.float32), grad=False, num_keys=1) == 2 * 2.0**-23
+    assert allowed_error(truth, truth, np.dtype(np.float32), grad=False, num_keys=1, precision="tf32") == 2 * 2.0**-10
+    assert allowed_error(truth, truth, np.dtype(np.float16), grad=False, num_keys=1, precision="tf32") == 2 * 2.0**-10
 
 
 @pytest.mark.parametrize("name", PACKED_CASES)

@@ -18,10 +18,10 @@ MATRIX_ARCHS = ("sm_80", "sm_90a", "sm_120")
 SENTINEL_ARCHS = ("sm_70", "sm_75", "sm_86", "sm_89", "sm_100")
 
 
-def configs(which: str) -> list:
+def configs(which: str, arch: str) -> list:
     from flashcupy.cuda.matrix import compile_configs
 
-    return list(compile_configs(which))
+    return list(compile_configs(which, arch))
 
 
 def spread(items: list, count: int) -> list:
@@ -60,32 +60,32 @@ def test_no_ptx_wrapper_is_forgotten():
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_sentinels_compile(arch):
-    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain"), 3), arch))
+    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain", arch), 3), arch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SENTINEL_ARCHS)
 def test_ten_sentinels_on_the_other_architectures(arch):
-    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain"), 10), arch))
+    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain", arch), 10), arch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_ten_sentinels_with_the_other_nvrtc(arch):
-    require_no_faults(nvrtc.compile_all(nvrtc_library(OTHER_NVRTC), spread(configs("plain"), 10), arch))
+    require_no_faults(nvrtc.compile_all(nvrtc_library(OTHER_NVRTC), spread(configs("plain", arch), 10), arch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_plain_matrix(arch):
-    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), configs("plain"), arch))
+    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), configs("plain", arch), arch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_matrix_with_all_options(arch):
     """Kernels that carry every option at once may spill."""
-    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), configs("all"), arch), spills_allowed=True)
+    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), configs("all", arch), arch), spills_allowed=True)
 
 
 # What follows tests the instrument.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flashcupy.cuda import config
+from flashcupy.cuda import config, config_generic
 from flashcupy.cuda.elementwise import fill, sum_batch
 from flashcupy.cuda.params import Operand, SumSinksParams
 from flashcupy.cuda.plan import INPUTS, SEQUENCE_OPERANDS, Plan, PlanBuilder, Work
@@ -45,7 +45,7 @@ def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
     targets = _targets(build, ("dq",) if "q" in wanted else (), tails)
     if "sinks" in wanted:
         build.array("sink_rows", spec.lse_shape)
-    kernel = config.generic_config(spec, "dq")
+    kernel = config_generic.generic_config(spec, "dq")
     columns = spec.head_dim if "q" in wanted else 0
     work = build.work(spec.q_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.q_heads)
     build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *targets, "sink_rows"), lists="lists")
@@ -54,14 +54,14 @@ def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
 def _key_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
     spec = build.spec
     targets = _targets(build, [f"d{name}" for name in "kv" if name in wanted], tails)
-    kernel = config.generic_config(spec, "dkv")
+    kernel = config_generic.generic_config(spec, "dkv")
     columns = max(dim for name, dim in (("k", spec.head_dim), ("v", spec.v_dim)) if name in wanted)
     work = build.work(spec.kv_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.kv_heads)
     build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *targets), lists="transposed_lists")
 
 
 def _bias_pass(build: PlanBuilder) -> None:
-    kernel = config.generic_config(build.spec, "dbias")
+    kernel = config_generic.generic_config(build.spec, "dbias")
     extents, heads, rows, columns = build.dbias_extents()
     grid = heads * -(-rows // kernel.tiles.owner) * -(-columns // kernel.tiles.walk)
     for extent in extents:

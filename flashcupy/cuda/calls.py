@@ -10,7 +10,7 @@ from flashcupy.cuda.block_lists import list_addresses, mask_grid
 from flashcupy.cuda.config import tile_table
 from flashcupy.cuda.device import Device, runtime
 from flashcupy.cuda.operands import Layout
-from flashcupy.cuda.plan import DIMS, MaskGrid, PlanBuilder
+from flashcupy.cuda.plan import DIMS, PlanBuilder, Request
 from flashcupy.spec import AttentionProblem
 
 _LARGE = (("q", "q"), ("k", "k"), ("v", "v"), ("mask", "mask"), ("bias", "bias"))
@@ -80,16 +80,15 @@ class Call:
         ends = ((problem.cu_seqlens_q, problem.q), (problem.cu_seqlens_k, problem.k))
         return not all(isinstance(cu, np.ndarray) and cu[-1] == x.shape[-2] for cu, x in ends)
 
-    def builder(self) -> PlanBuilder:
+    def request(self) -> Request:
         layouts = {slot: Layout.of(array, DIMS[slot], self.addresses[slot]) for slot, array in self.arrays.items()}
         for slot, array in self.host:
             layouts[slot] = Layout.packed(array.shape, array.dtype.name, array.itemsize, DIMS[slot])
-        return PlanBuilder(self.problem.spec, layouts, self.mask)
-
-    @property
-    def mask(self) -> MaskGrid | None:
         mask = self.problem.block_mask
-        return None if mask is None else mask_grid(mask)
+        return Request(self.problem.spec, layouts, None if mask is None else mask_grid(mask), self.device.properties)
+
+    def builder(self) -> PlanBuilder:
+        return PlanBuilder(self.request())
 
     def _add_small(self, slot: str, array: Any) -> None:
         if not isinstance(array, np.ndarray):

@@ -33,7 +33,7 @@ def check() -> int:
     except (ImportError, RuntimeError) as error:
         return _cannot_run(_first_line(error))
     print(f"{properties.name}, {properties.arch}, {properties.compiler}, driver {properties.driver}")
-    cases = list(matrix.check_cases())
+    cases = matrix.check_cases(properties.compute_capability)
     width = max((len(case.name) for case in cases), default=0)
     failed = 0
     print(f"{'case':<{width}}  {'ms':>9}  verdict")
@@ -70,8 +70,8 @@ def compile_ahead(archs: Sequence[str] | None, what: Literal["plain", "all"], jo
         return _cannot_run(_first_line(error))
     if not targets:
         return _cannot_run("CuPy finds no GPU to compile for: name an architecture, as in --arch sm_90a")
-    configs = matrix.compile_configs(what)
-    rows = list(_compile_all([(config, target) for target in targets for config in configs], compiler, jobs))
+    work = [(config, target) for target in targets for config in matrix.compile_configs(what, target)]
+    rows = list(_compile_all(work, compiler, jobs))
     print(_table(rows))
     return FAILURE if any(row.error for row in rows) else SUCCESS
 

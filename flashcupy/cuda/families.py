@@ -1,4 +1,7 @@
-"""Kernel families, the preferred first, and which of them can serve a call: the one place where that is decided."""
+"""Kernel families, the preferred first, and which of them can serve a call: the one place where that is decided.
+
+A family has a forward; where it has no backward, that of another one serves: what a forward keeps is the same in all.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from flashcupy.cuda import bwd, fwd
 from flashcupy.cuda.fallback import candidates
-from flashcupy.cuda.plan import Plan, PlanBuilder
+from flashcupy.cuda.plan import Plan, PlanBuilder, Request
+from flashcupy.cuda.table_sm80 import BUCKETS, LEAST_SHARED
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
+
+Direction = Literal["forward", "backward"]
 
 
 class _Forward(Protocol):
@@ -25,18 +31,62 @@ class _Backward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Kernels that go together. `why_not` tells why a call is not for them, or None."""
+    """Kernels that go together. `why_not` tells why a call is not for them, or None.
+
+    `precisions` are those that it has kernels of its own for; it serves any.
+    """
 
     name: str
     about: str
-    why_not: Callable[[AttentionSpec], str | None]
+    why_not: Callable[[Request], str | None]
     forward: _Forward
-    backward: _Backward
+    backward: _Backward | None
+    precisions: tuple[str, ...] = ("highest",)
+
+    def serves(self, direction: Direction) -> bool:
+        return direction == "forward" or self.backward is not None
+
+    def precision(self, spec: AttentionSpec) -> str:
+        """The accuracy that its results have."""
+        return spec.precision if spec.dtype == "float32" and spec.precision in self.precisions else "highest"
 
 
-GENERIC = Family("generic", "plain FMA, any dtype and head_dim", lambda spec: None, fwd.plan_forward, bwd.plan_backward)
+def _why_not_sm80(request: Request) -> str | None:
+    spec, properties = request.spec, request.properties
+    major, minor = properties.compute_capability
+    if (major, minor) < (8, 0):
+        return f"needs compute capability 8.0, this GPU has {major}.{minor}"
+    if properties.shared_memory < LEAST_SHARED:
+        return f"needs {LEAST_SHARED} bytes of shared memory a block, this GPU has {properties.shared_memory}"
+    if spec.dtype == "float64":
+        return "has no float64"
+    if spec.head_dim > BUCKETS[-1]:
+        return f"takes a head_dim of at most {BUCKETS[-1]}, this one is {spec.head_dim}"
+    if spec.dtype == "float32" and "stats" in request.layouts:
+        # P is then computed anew from scores that differ in their last bits, which is more than its own rounding.
+        return "has no backward, and that of another family does not follow its float32 scores to the last bit"
+    bias = request.layouts.get("bias")
+    if bias is not None and bias.dtype == "float64":
+        return "takes no bias of float64"
+    for name in ("mask", "bias"):
+        if name in request.layouts and request.layouts[name].unaligned:
+            return f"takes no {name} whose elements lie at any address"
+    return None
 
-FAMILIES = {family.name: family for family in (GENERIC,)}
+
+SM80 = Family(
+    "sm80",
+    "tensor cores, from compute capability 8.0 on",
+    _why_not_sm80,
+    fwd.plan_sm80,
+    None,
+    ("highest", "tf32"),
+)
+GENERIC = Family(
+    "generic", "plain FMA, any dtype and head_dim", lambda request: None, fwd.plan_generic, bwd.plan_backward
+)
+
+FAMILIES = {family.name: family for family in (SM80, GENERIC)}
 
 
 _only: ContextVar[str | None] = ContextVar("only", default=None)
@@ -57,18 +107,19 @@ def forced() -> str | None:
     return _only.get()
 
 
-def able(spec: AttentionSpec) -> list[str]:
-    """Names of the families that can serve a call, the preferred first; inside `only` that one."""
+def able(request: Request, direction: Direction) -> list[str]:
+    """Names of the families that can serve one direction of a call, the preferred first; inside `only` that one."""
     name = forced()
     considered = FAMILIES if name is None else {name: FAMILIES[name]}
-    names = [name for name, family in considered.items() if family.why_not(spec) is None]
+    reasons = {name: _why_not(family, request, direction) for name, family in considered.items()}
+    names = [name for name, reason in reasons.items() if reason is None]
     if not names:
-        reasons = "; ".join(f"{name}: {family.why_not(spec)}" for name, family in considered.items())
-        raise UnsupportedError(f"no CUDA kernel serves this call ({reasons})")
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UnsupportedError(f"no CUDA kernel serves this call ({told})")
     return names
 
 
-def to_try(spec: AttentionSpec) -> list[str]:
+def to_try(request: Request, direction: Direction) -> list[str]:
     """Names of the families to try one after the other: those that are able to, or what the environment asks for.
 
     Raises
@@ -78,17 +129,24 @@ def to_try(spec: AttentionSpec) -> list[str]:
     ValueError
         If FLASHCUPY_FAMILY or FLASHCUPY_FALLBACK has a wrong value.
     """
-    names = able(spec)
-    return names if forced() else list(candidates(names))
+    names = able(request, direction)
+    if forced():
+        return names
+    return list(candidates(names, absent=[name for name, one in FAMILIES.items() if not one.serves(direction)]))
 
 
-def choose(spec: AttentionSpec) -> tuple[Family, str]:
+def choose(request: Request, direction: Direction) -> tuple[Family, str]:
     """Return the family that is tried first, and why it is; raises as `to_try` does."""
-    first = to_try(spec)[0]
-    family = FAMILIES[first]
+    first = to_try(request, direction)[0]
     passed = []
     for name, other in FAMILIES.items():
         if name == first:
             break
-        passed.append(f"not {name}: {other.why_not(spec) or 'FLASHCUPY_FAMILY asks for another'}")
+        reason = _why_not(other, request, direction) or "FLASHCUPY_FAMILY asks for another"
+        passed.append(f"not {name}: {reason}")
+    family = FAMILIES[first]
     return family, "; ".join((f"family {first}: {family.about}", *passed))
+
+
+def _why_not(family: Family, request: Request, direction: Direction) -> str | None:
+    return family.why_not(request) if family.serves(direction) else f"has no {direction}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,11 +46,13 @@ class Case:
     features: tuple[str, ...] = ()
     block_size: tuple[int, int] | None = None
     wanted: tuple[str, ...] = ()  # () is a forward
+    precision: str = "highest"
 
     @property
     def name(self) -> str:
         what = ("bwd", *self.wanted) if self.wanted else ("fwd",)
-        parts = [self.dtype, f"d{self.head_dim}", f"v{self.v_dim}", *what, *self.features]
+        numbers = self.dtype if self.precision == "highest" else self.precision
+        parts = [numbers, f"d{self.head_dim}", f"v{self.v_dim}", *what, *self.features]
         if self.block_size is not None:
             parts.append("blocks{}x{}".format(*self.block_size))
         return "-".join(parts)
@@ -64,9 +65,9 @@ class Case:
         """Do all that comes before the launches to check: the oracle, the copies, and of a backward the forward."""
         problem = self._problem()
         expected = self._expect(problem, reference.FLOAT64)
-        naive = self._expect(problem, bound.coarse(problem.operands[0].dtype))
+        naive = self._expect(problem, bound.coarse(problem.operands[0].dtype, self.precision))
         launch = self._prepare(device, problem)
-        return lambda: complaint_of(self.name, device, launch(), expected, naive)
+        return lambda: complaint_of(self.name, device, launch(), expected, naive, self.precision)
 
     def compute(self, device: Device) -> Results:
         """Launch it all, and look at nothing."""
@@ -106,10 +107,10 @@ class Case:
     def _prepare(self, device: Device, problem: _Problem) -> Callable[[], Results]:
         q, k, v, dout = (device.from_host(x) for x in problem.operands)
         own = {name: device.from_host(x) if isinstance(x, np.ndarray) else x for name, x in problem.options.items()}
-        forward = functools.partial(flashcupy.attention_fwd, q, k, v, **own)
+        own["precision"] = self.precision
         if not self.wanted:
-            return lambda: _forward_results(*forward())
-        residuals = forward()[1]
+            return lambda: _named(flashcupy.attention(q, k, v, return_lse=True, **own))
+        _, residuals = flashcupy.attention_fwd(q, k, v, **own)
         return lambda: _present(flashcupy.attention_bwd(dout, residuals, wrt=self.wanted))
 
     def _expect(self, problem: _Problem, arithmetic: reference.Arithmetic) -> Results:
@@ -119,13 +120,12 @@ class Case:
         return _named(reference.attention(q, k, v, **problem.options, arithmetic=arithmetic))
 
 
-def case_of(spec: AttentionSpec, wanted: tuple[str, ...] = ()) -> Case:
-    """The case with the kernels of a call: its forward, or its backward of the gradients `wanted`."""
-    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, wanted)
+def case_of(spec: AttentionSpec, wanted: tuple[str, ...] = (), precision: str = "highest") -> Case:
+    """The case with the kernels of a call: its forward, or its backward of the gradients `wanted`.
 
-
-def _forward_results(out: Any, residuals: Any) -> Results:
-    return {"out": out, "lse": residuals.lse}
+    `precision` is what those kernels are held to.
+    """
+    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, wanted, precision)
 
 
 def _named(results: tuple[Any, Any]) -> Results:
@@ -144,20 +144,24 @@ def _pattern(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return (spread == 1) | ((spread == 2) & (rng.random(spread.shape) < 0.5))
 
 
-def complaint_of(case: str, device: Device, got: Results, expected: Results, naive: Results) -> str | None:
+def complaint_of(
+    case: str, device: Device, got: Results, expected: Results, naive: Results, precision: str = "highest"
+) -> str | None:
     """None if results on the device are as right as the contract asks for, or what is wrong."""
     for name, own in got.items():
         grad = name.startswith("d")
-        if complaint := _compare(device.to_host(own), expected[name], naive[name], grad=grad):
+        if complaint := _compare(device.to_host(own), expected[name], naive[name], grad, precision):
             return f"{name} of {case}: {complaint}"
     return None
 
 
-def _compare(got: np.ndarray, expected: np.ndarray, naive: np.ndarray, *, grad: bool) -> str | None:
+def _compare(got: np.ndarray, expected: np.ndarray, naive: np.ndarray, grad: bool, precision: str) -> str | None:
     own = got.astype(np.float64)
     finite = np.isfinite(expected)
     if not np.array_equal(own[~finite], expected[~finite], equal_nan=True) or not np.isfinite(own[finite]).all():
         return "inf or nan where there should be none, or none where there should be"
-    allowed = _SLACK * bound.allowed_error(expected, naive.astype(got.dtype), got.dtype, grad=grad, num_keys=_KV_LEN)
+    allowed = _SLACK * bound.allowed_error(
+        expected, naive.astype(got.dtype), got.dtype, grad=grad, num_keys=_KV_LEN, precision=precision
+    )
     error = float(np.abs(own[finite] - expected[finite]).max(initial=0))
     return f"error {error:.2e}, {allowed:.2e} is allowed" if error > allowed else None

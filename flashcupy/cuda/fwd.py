@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from flashcupy.cuda import config
+from flashcupy.cuda import config_generic, table_sm80
+from flashcupy.cuda.config_generic import GenericConfig
+from flashcupy.cuda.config_sm80 import MmaConfig
 from flashcupy.cuda.elementwise import fill
 from flashcupy.cuda.plan import INPUTS, Plan, PlanBuilder
 
 
-def plan_forward(build: PlanBuilder, *, tails: bool) -> Plan:
+def plan_generic(build: PlanBuilder, *, tails: bool) -> Plan:
+    """Plan a forward of the generic family; see `_plan`."""
+    return _plan(build, config_generic.generic_config(build.spec, "fwd"), tails)
+
+
+def plan_sm80(build: PlanBuilder, *, tails: bool) -> Plan:
+    """Plan a forward of the sm80 family; see `_plan`."""
+    return _plan(build, table_sm80.sm80_config(build.spec, build.properties.shared_memory), tails)
+
+
+def _plan(build: PlanBuilder, kernel: GenericConfig | MmaConfig, tails: bool) -> Plan:
     """Plan a forward into ``out``, ``lse`` and, where the layouts have them, ``stats``.
 
     `tails` says that packed rows may lie in no sequence: they are filled, since no tile writes them.
@@ -16,7 +28,6 @@ def plan_forward(build: PlanBuilder, *, tails: bool) -> Plan:
     if tails:
         fill(build, "out", 0.0)
         fill(build, "lse", -float("inf"), values="sinks")
-    kernel = config.generic_config(spec, "fwd")
     work = build.work(spec.q_len, kernel.tiles.owner, spec.v_dim, kernel.tiles.chunk, spec.q_heads)
     build.attention(kernel, work, (*INPUTS, "out", "lse", "stats"), lists="lists")
     return build.finish()

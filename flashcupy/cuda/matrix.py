@@ -1,40 +1,87 @@
-"""Everything that the table of configurations can ask for: what is compiled ahead, and what `flashcupy check` runs."""
+"""Everything that the tables of configurations can ask for: what is compiled ahead, and what `flashcupy check` runs."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from flashcupy.cuda import config
+from flashcupy.cuda import config, config_generic, table_sm80
 from flashcupy.cuda.compile import KernelConfig
-from flashcupy.cuda.config import FEATURES, GenericConfig, Tiles
+from flashcupy.cuda.config import FEATURES
+from flashcupy.cuda.config_generic import GenericConfig, Tiles
+from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig
 from flashcupy.cuda.first_use import Case
 from flashcupy.cuda.first_use_plain import Elementwise, PlainCase
+from flashcupy.cuda.table_sm80 import Need
 
 _KERNELS: tuple[Literal["fwd", "dq", "dkv", "dbias"], ...] = ("fwd", "dq", "dkv", "dbias")
 _ACCUMULATORS: tuple[Literal["float", "double"], ...] = ("float", "double")
 _COLUMNS = (64, 128)
 _BLOCKS = (16, 32, 64)
 
+_FEATURES: dict[str, tuple[str, ...]] = {"plain": (), "all": tuple(FEATURES)}
 
-def compile_configs(which: Literal["plain", "all"] = "plain") -> list[KernelConfig]:
-    """Every tile and schedule without score features ("plain"), or with all of them at once ("all")."""
-    features = {"plain": (), "all": tuple(FEATURES)}[which]
+# head_dim, columns of v, rows of a list's block, features: every bucket with either schedule; the head dims of most
+# models also with blocks of other sizes; dropout alone where it has tiles of its own; and v with a dim of its own.
+_Shape = tuple[int, int, int | None, tuple[str, ...]]
+_SM80: tuple[_Shape, ...] = (
+    *((dim, dim, block, ()) for dim in BUCKETS for block in (None, 64)),
+    *((dim, dim, block, ()) for dim in (64, 128) for block in (16, 32, 128)),
+    *((dim, dim, None, ("dropout",)) for dim in (64, 128, 192)),
+    *((192, 128, None, ()), (64, 256, None, ()), (256, 64, None, ())),
+)
+_SM80_DTYPES: dict[Kind, tuple[str, str]] = {
+    "f16": ("float16", "highest"),
+    "bf16": ("bfloat16", "highest"),
+    "tf32": ("float32", "tf32"),
+    "split_tf32": ("float32", "highest"),
+}
+_BEYOND_SM80 = BUCKETS[-1] + 8  # a head_dim that generic kernels serve on every GPU
+
+# The most shared memory a block may opt in to, in KiB: CUDA C++ Programming Guide, "Compute Capabilities".
+_SHARED = {70: 96, 72: 96, 75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 101: 227, 103: 227}
+_SHARED |= {110: 227, 120: 99, 121: 99}
+
+
+def compile_configs(which: Literal["plain", "all"], arch: str) -> list[KernelConfig]:
+    """Every tile and schedule without score features ("plain"), or with all of them at once ("all"), for one `arch`."""
+    features = _FEATURES[which]
     generic = [
         GenericConfig(kernel, tiles, schedule, features)
         for kernel in _KERNELS
         if kernel != "dbias" or "bias" in features
-        for tiles, schedule in _tiles(kernel)
+        for tiles, schedule in _generic_tiles(kernel)
     ]
-    return [*generic, *(_elementwise() if which == "plain" else ())]
+    return [*_sm80(which, arch), *generic, *(_elementwise() if which == "plain" else ())]
 
 
-def _tiles(kernel: str) -> Iterator[tuple[Tiles, config.Schedule]]:
+def _sm80(which: str, arch: str) -> list[MmaConfig]:
+    number = int(re.sub(r"\D", "", arch))
+    if number < 80:
+        return []
+    shared = _SHARED.get(number, 99) << 10
+    configs = [
+        table_sm80.configure(Need(kind, head_dim, v_dim, (*_FEATURES[which], *own), block, shared))
+        for kind in _SM80_DTYPES
+        for head_dim, v_dim, block, own in _sm80_shapes(kind)
+        if which == "plain" or not own  # "all" has dropout everywhere
+    ]
+    return list(dict.fromkeys(configs))
+
+
+def _sm80_shapes(kind: Kind) -> list[_Shape]:
+    dropout_differs = kind in ("f16", "bf16")
+    return [shape for shape in _SM80 if dropout_differs or not shape[-1]]
+
+
+def _generic_tiles(kernel: str) -> Iterator[tuple[Tiles, config.Schedule]]:
+    tiles_of, rows_of = config_generic.real_tiles, config_generic.owner_rows
     for acc, columns in itertools.product(_ACCUMULATORS, _COLUMNS if kernel != "dbias" else (0,)):
-        yield config.real_tiles(acc, columns, config.owner_rows(acc, kernel, columns, None)), "band"
-        owners = (config.owner_rows(acc, kernel, columns, block) for block in _BLOCKS)
-        for tiles in dict.fromkeys(config.real_tiles(acc, columns, owner) for owner in owners):
+        yield tiles_of(acc, columns, rows_of(acc, kernel, columns, None)), "band"
+        owners = (rows_of(acc, kernel, columns, block) for block in _BLOCKS)
+        for tiles in dict.fromkeys(tiles_of(acc, columns, owner) for owner in owners):
             yield tiles, "list"
 
 
@@ -43,8 +90,14 @@ def _elementwise() -> list[KernelConfig]:
     return fixed + [make(acc) for make in (config.rows_config, config.combine_config) for acc in _ACCUMULATORS]
 
 
-def check_cases() -> Iterator[Case | PlainCase]:
-    """Problems that together use every kernel of the table, and every feature in every dtype, both ways."""
+def check_cases(compute_capability: tuple[int, int]) -> list[Case | PlainCase]:
+    """Problems that together use every kernel of the tables, and every feature in every dtype, both ways."""
+    sm80 = _sm80_cases() if compute_capability >= (8, 0) else ()
+    plain = (PlainCase(function, acc) for function, acc in itertools.product(get_args(Elementwise), _ACCUMULATORS))
+    return [*dict.fromkeys((*_cases(), *sm80)), *plain]
+
+
+def _cases() -> Iterator[Case]:
     for dtype, wanted in itertools.product(
         ("float32", "float16", "bfloat16", "float64"), ((), ("q", "k", "v", "sinks"))
     ):
@@ -55,8 +108,22 @@ def check_cases() -> Iterator[Case | PlainCase]:
         for block, head_dim in itertools.product((*_BLOCKS, 128), _COLUMNS):
             yield Case(dtype, head_dim, head_dim, block_size=(block, block), wanted=wanted)
         yield Case(dtype, 64, 64, tuple(FEATURES), (64, 64), _with_bias(wanted, tuple(FEATURES)))
-    for function, acc in itertools.product(get_args(Elementwise), _ACCUMULATORS):
-        yield PlainCase(function, acc)
+
+
+def _sm80_cases() -> Iterator[Case]:
+    """Where tensor cores serve: all that they are compiled for, and what is left to generic kernels then."""
+    for kind, (dtype, precision) in _SM80_DTYPES.items():
+        for head_dim, v_dim, block, own in _sm80_shapes(kind):
+            yield Case(dtype, head_dim, v_dim, own, _square(block), precision=precision)
+    for feature in FEATURES:
+        yield Case("float32", 64, 64, (feature,), precision="tf32")
+    yield Case("float32", 64, 64, tuple(FEATURES), (64, 64), precision="tf32")
+    for v_dim, block in itertools.product(_COLUMNS, (None, *_BLOCKS)):
+        yield Case("float32", _BEYOND_SM80, v_dim, block_size=_square(block))
+
+
+def _square(block: int | None) -> tuple[int, int] | None:
+    return None if block is None else (block, block)
 
 
 def _with_bias(wanted: tuple[str, ...], features: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flashcupy.cuda.compile import KernelConfig
+from flashcupy.cuda.device import DeviceProperties
 from flashcupy.cuda.operands import ENTRIES, HEADS, MATRIX, ROWS, SEQUENCES, Batch, Layout
 from flashcupy.cuda.params import FAR, LONGEST, AttentionParams, BlockLists, Operand
 from flashcupy.errors import UnsupportedError
@@ -86,20 +87,22 @@ class MaskGrid:
 LIST_SLOTS = ("full_indptr", "full_indices", "partial_indptr", "partial_indices", "bits_id", "bits")
 
 
+class Request(NamedTuple):
+    """All that choosing a family and making a plan go by; `layouts` has the arrays of the call by operand name."""
+
+    spec: AttentionSpec
+    layouts: Mapping[str, Layout]
+    mask: MaskGrid | None
+    properties: DeviceProperties
+
+
 class PlanBuilder:
-    """Collects the launches and the workspace of one call.
+    """Collects the launches and the workspace of one call; `array` adds temporary arrays to its layouts."""
 
-    Parameters
-    ----------
-    spec : AttentionSpec
-    layouts : mapping of str to Layout
-        The arrays of the call by operand name; `array` adds temporary ones.
-    mask : MaskGrid or None
-    """
-
-    def __init__(self, spec: AttentionSpec, layouts: Mapping[str, Layout], mask: MaskGrid | None) -> None:
+    def __init__(self, request: Request) -> None:
+        spec, layouts, self.mask, self.properties = request
         check_sizes(spec)
-        self.spec, self.mask = spec, mask
+        self.spec = spec
         self.layouts = dict(layouts)
         self.batch = Batch(spec.batch, [layout for name, layout in layouts.items() if DIMS.get(name) != SEQUENCES])
         self._launches: list[LaunchRecord] = []

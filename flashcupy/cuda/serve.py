@@ -100,10 +100,14 @@ def warmup(problem: AttentionProblem, backward: bool) -> None:
 def explain(problem: AttentionProblem) -> Explanation:
     """Tell what would serve a call, without compiling it."""
     call = _standing_in(problem, keep=False)
-    family, why = families.choose(problem.spec)
+    family, why = families.choose(call.request(), "forward")
     plan = family.forward(call.builder(), tails=call.tails)
     grads = wanted(problem)
-    back = family.backward(_standing_in(problem, keep=True, grads=grads).builder(), grads, tails=call.tails)
+    back_call = _standing_in(problem, keep=True, grads=grads)
+    back_family, _ = families.choose(back_call.request(), "backward")
+    back = _backward_plan(back_family, back_call, grads)
+    if back_family is not family:
+        why = f"{why}; backward by family {back_family.name}"
     main = plan.launches[-1] if plan.launches else None
     uploaded = sum(-(-array.nbytes // 16) * 16 for _, array in call.host)
     return Explanation(
@@ -125,35 +129,38 @@ def wanted(problem: AttentionProblem) -> tuple[str, ...]:
 
 
 def _ready_forward(call: Call) -> ReadyPlan:
-    tails = call.tails
-    return _ready(call, ("fwd", tails), lambda family: family.forward(call.builder(), tails=tails))
+    return _ready(call, "forward", (), lambda family: family.forward(call.builder(), tails=call.tails))
 
 
 def _ready_backward(call: Call, wanted: tuple[str, ...]) -> ReadyPlan:
-    tails = call.tails
-    return _ready(
-        call, ("bwd", wanted, tails), lambda family: family.backward(call.builder(), wanted, tails=tails), wanted
-    )
+    return _ready(call, "backward", wanted, lambda family: _backward_plan(family, call, wanted))
+
+
+def _backward_plan(family: families.Family, call: Call, wanted: tuple[str, ...]) -> Plan:
+    assert family.backward is not None, f"family {family.name} was chosen for a backward"
+    return family.backward(call.builder(), wanted, tails=call.tails)
 
 
 def _ready(
-    call: Call, what: tuple[Any, ...], make: Callable[[families.Family], Plan], wanted: tuple[str, ...] = ()
+    call: Call, direction: families.Direction, wanted: tuple[str, ...], make: Callable[[families.Family], Plan]
 ) -> ReadyPlan:
     spec = call.problem.spec
 
     def attempt(name: str) -> ReadyPlan:
-        plan = make(families.FAMILIES[name])
-        check = functools.partial(first_use.case_of(spec, wanted).begin, call.device)
+        family = families.FAMILIES[name]
+        plan = make(family)
+        case = first_use.case_of(spec, wanted, family.precision(spec))
         with families.only(name):
+            check = functools.partial(case.begin, call.device)
             return prepare(call.device, plan, call.host, config.accumulator(spec), check)
 
     def first() -> ReadyPlan:
-        return first_that_works(families.to_try(spec), attempt, call.device.name)
+        return first_that_works(families.to_try(call.request(), direction), attempt, call.device.name)
 
     # What a check makes is for the check alone: its kernels may prove wrong.
     if families.forced():
         return first()
-    return _plans.get((*what, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first)
+    return _plans.get((direction, wanted, call.tails, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first)
 
 
 def _new_stats(call: Call) -> Array:

@@ -1,0 +1,140 @@
+"""Configurations of the sm80 family: tiles of tensor cores. `table_sm80` chooses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flashcupy.cuda.config import Schedule, hooks
+
+Kind = Literal["f16", "bf16", "tf32", "split_tf32"]
+
+# The C++ tag of what the tensor cores multiply.
+_TAGS: dict[Kind, str] = {"f16": "F16", "bf16": "BF16", "tf32": "TF32", "split_tf32": "SplitTF32"}
+
+# Extents of a row in shared memory that are compiled in; head dims in between are filled up with zeros.
+BUCKETS = (32, 64, 96, 128, 192, 256)
+
+_WORK, _BOUNDS = 48, 32  # bytes of what the loop over tiles has no registers for
+_ROW = 128  # bytes of shared memory that a row is a multiple of, or half of it
+_MOST_ACCUMULATORS = 224  # of a thread's 255 registers; the rest is for operands and addresses
+
+
+@dataclass(frozen=True, slots=True)
+class MmaTiles:
+    """MmaTiles of kernels_cu/tile/mma_tile.cuh: its template arguments, and what follows from them.
+
+    ``v_dim`` is the bucket of one chunk of v's columns. ``stages`` counts the tiles of keys, and of values, that have a
+    place in shared memory at once.
+    """
+
+    kind: Kind
+    owner: int
+    walk: int
+    head_dim: int
+    v_dim: int
+    warps: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        problems = {
+            "kind must be f16, bf16, tf32 or split_tf32": self.kind not in _TAGS,
+            "a block must have 1 to 32 warps": not 1 <= self.warps <= 32,
+            "owner must be a multiple of 16 rows a warp": self.owner <= 0 or self.owner % (16 * max(1, self.warps)),
+            "walk must be 16, 32, 64 or 128": self.walk not in (16, 32, 64, 128),
+            "sums of split_tf32 are of at most 64 keys": self.kind == "split_tf32" and self.walk > 64,
+            "head_dim and v_dim must be buckets": not {self.head_dim, self.v_dim} <= set(BUCKETS),
+            "chunks of split_tf32 have at most 128 columns": self.kind == "split_tf32" and self.v_dim > 128,
+            "stages must be 1 or 2": self.stages not in (1, 2),
+        }
+        for problem, broken in problems.items():
+            if broken:
+                raise ValueError(f"{problem}, got {self}")
+        if self.accumulators > _MOST_ACCUMULATORS:
+            raise ValueError(
+                f"a thread would hold {self.accumulators} sums, at most {_MOST_ACCUMULATORS} fit, got {self}"
+            )
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def item(self) -> int:
+        return 2 if self.kind in ("f16", "bf16") else 4
+
+    @property
+    def chunk(self) -> int:
+        """Result columns of a block."""
+        return self.v_dim
+
+    @property
+    def accumulators(self) -> int:
+        """Registers of a thread for scores and results; weights take the place of the scores they come from.
+
+        split_tf32 has its results twice: those of a tile are added to those of all tiles.
+        """
+        results = self.owner * self.v_dim * (2 if self.kind == "split_tf32" else 1)
+        return (self.owner * self.walk + results) // self.threads
+
+    @property
+    def tile_bytes(self) -> int:
+        """What MmaShared holds before the schedule's part: queries, and the stages of keys and values."""
+        walked = self.stages * self.walk * (self._pitch(self.head_dim) + self._pitch(self.v_dim))
+        return self.owner * self._pitch(self.head_dim) + walked
+
+    @property
+    def cpp(self) -> str:
+        numbers = (self.owner, self.walk, self.head_dim, self.v_dim, self.warps, self.stages)
+        return f"MmaTiles<{_TAGS[self.kind]}, {', '.join(map(str, numbers))}>"
+
+    def __str__(self) -> str:
+        return f"{self.kind}_o{self.owner}k{self.walk}_d{self.head_dim}v{self.v_dim}_w{self.warps}s{self.stages}"
+
+    def _pitch(self, dim: int) -> int:
+        """Bytes of a row in shared memory."""
+        nbytes = dim * self.item
+        return _ROW // 2 if nbytes <= _ROW // 2 else -(-nbytes // _ROW) * _ROW
+
+
+@dataclass(frozen=True, slots=True)
+class MmaConfig:
+    """One kernel of the sm80 family; ``blocks`` of it shall fit into the registers of a multiprocessor."""
+
+    kernel: Literal["fwd"]
+    tiles: MmaTiles
+    blocks: int
+    schedule: Schedule
+    features: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "_".join((self.kernel, "sm80", f"{self.tiles}b{self.blocks}", self.schedule, *self.features))
+
+    @property
+    def threads(self) -> int:
+        return self.tiles.threads
+
+    @property
+    def shared_bytes(self) -> int:
+        return shared_bytes(self.tiles, self.schedule)
+
+    def translation_unit(self) -> str:
+        walk, ahead = self.tiles.walk, self.tiles.stages + 1
+        schedule = f"ListSchedule<{walk}, {ahead}, true>" if self.schedule == "list" else f"BandSchedule<{walk}, true>"
+        return (
+            "#include <fwd_sm80.cu>\n"
+            f"using Tiles = {self.tiles.cpp};\n"
+            f"using Schedule = {schedule};\n"
+            f'static_assert(sizeof(MmaShared<Tiles, Schedule>) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.blocks}) {self.name}('
+            "const __grid_constant__ AttentionParams params) {\n"
+            f"    fwd_sm80<Tiles, Schedule, {hooks(self.features)}>(params);\n"
+            "}\n"
+        )
+
+
+def shared_bytes(tiles: MmaTiles, schedule: Schedule) -> int:
+    """Size of MmaShared: a list has room for the segments of one tile more than there are stages."""
+    segments = (tiles.stages + 1) * 12 * tiles.walk // 16 if schedule == "list" else 0
+    return -(-(tiles.tile_bytes + _WORK + _BOUNDS + segments) // _ROW) * _ROW

@@ -1,0 +1,151 @@
+"""Which tiles the sm80 family takes: by what it multiplies, head dims, dropout, blocks of a list, and shared memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flashcupy.cuda.config import Schedule, features, tile_table
+from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig, MmaTiles, shared_bytes
+from flashcupy.errors import UnsupportedError
+from flashcupy.spec import AttentionSpec
+
+# Devices with less shared memory a block than any of compute capability 8.0 or newer has are not in the tables.
+LEAST_SHARED = 99 << 10
+_RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
+
+
+class Choice(NamedTuple):
+    """Rows of a block, keys of a tile, warps, stages, and blocks that shall be resident on a multiprocessor."""
+
+    owner: int
+    walk: int
+    warps: int
+    stages: int
+    blocks: int
+
+
+# By the larger of the two buckets; the first whose blocks fit into shared memory is taken. Two resident blocks hide
+# each other's waiting. The last of each row fits LEAST_SHARED.
+_Table = dict[int, tuple[Choice, ...]]
+
+_SIXTEEN_BITS: _Table = {
+    32: (Choice(128, 128, 4, 2, 2),),
+    64: (Choice(128, 128, 4, 2, 2), Choice(128, 128, 4, 1, 2)),
+    96: (Choice(128, 64, 4, 2, 2), Choice(128, 64, 4, 1, 2), Choice(128, 32, 4, 1, 2)),
+    128: (Choice(128, 64, 4, 2, 2), Choice(128, 64, 4, 1, 2), Choice(128, 32, 4, 1, 2)),
+    192: (Choice(128, 64, 8, 1, 1),),
+    256: (Choice(64, 64, 4, 1, 2), Choice(128, 64, 8, 1, 1), Choice(64, 64, 4, 1, 1)),
+}
+
+# Drawing bits takes registers.
+_SIXTEEN_BITS_DROPOUT: _Table = _SIXTEEN_BITS | {
+    64: (Choice(128, 32, 4, 2, 2),),
+    128: (Choice(64, 64, 4, 2, 2), Choice(64, 64, 4, 1, 2)),
+    192: (Choice(64, 64, 4, 1, 2), Choice(64, 64, 4, 1, 1)),
+}
+
+_TF32: _Table = {
+    32: (Choice(128, 64, 4, 2, 2),),
+    64: (Choice(128, 64, 4, 2, 2), Choice(128, 64, 4, 1, 2), Choice(64, 64, 4, 1, 2)),
+    96: (Choice(128, 64, 4, 1, 2), Choice(64, 64, 4, 1, 2), Choice(64, 32, 4, 1, 2)),
+    128: (Choice(64, 64, 4, 1, 2), Choice(64, 32, 4, 1, 2), Choice(64, 64, 4, 1, 1)),
+    192: (Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1)),
+    256: (Choice(64, 32, 4, 1, 1), Choice(64, 16, 4, 1, 1)),
+}
+
+_SPLIT_TF32: _Table = {
+    32: (Choice(64, 64, 4, 2, 2),),
+    64: (Choice(64, 64, 4, 2, 2), Choice(64, 64, 4, 1, 2)),
+    96: (Choice(64, 32, 4, 2, 2), Choice(64, 32, 4, 1, 2)),
+    128: (Choice(64, 32, 4, 2, 2), Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1)),
+    192: (Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1)),
+    256: (Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1), Choice(64, 16, 4, 1, 1)),
+}
+
+_MOST_COLUMNS: dict[Kind, int] = {"f16": 256, "bf16": 256, "tf32": 256, "split_tf32": 128}
+
+
+class Need(NamedTuple):
+    """What the choice depends on; ``block`` is the rows of a list's block."""
+
+    kind: Kind
+    head_dim: int
+    v_dim: int
+    features: tuple[str, ...]
+    block: int | None
+    shared_memory: int
+
+    @property
+    def schedule(self) -> Schedule:
+        return "band" if self.block is None else "list"
+
+
+def sm80_config(spec: AttentionSpec, shared_memory: int) -> MmaConfig:
+    """Choose the configuration of a forward."""
+    block = None if spec.block_size is None else spec.block_size[0]
+    return configure(Need(kind_of(spec), spec.head_dim, spec.v_dim, features(spec), block, shared_memory))
+
+
+def configure(need: Need) -> MmaConfig:
+    """Choose the configuration that meets a need.
+
+    Raises
+    ------
+    UnsupportedError
+        If shared memory holds none of the tiles.
+    """
+    for choice in _candidates(need):
+        tiles = _tiles(need, choice)
+        taken = choice.blocks * (shared_bytes(tiles, need.schedule) + _RESERVED)
+        if taken <= need.shared_memory + _RESERVED:
+            return MmaConfig("fwd", tiles, choice.blocks, need.schedule, need.features)
+    raise UnsupportedError(
+        f"no tiles for head_dim {need.head_dim} and v's {need.v_dim} columns fit into {need.shared_memory} bytes of "
+        "shared memory"
+    )
+
+
+def kind_of(spec: AttentionSpec) -> Kind:
+    """What tensor cores multiply: float32 is split into two parts unless the call permits less accuracy."""
+    if spec.dtype == "float32":
+        return "tf32" if spec.precision == "tf32" else "split_tf32"
+    kinds: dict[str, Kind] = {"float16": "f16", "bfloat16": "bf16"}
+    return kinds[spec.dtype]
+
+
+def bucket(dim: int) -> int:
+    """The smallest bucket that holds so many elements."""
+    return next(size for size in BUCKETS if size >= dim)
+
+
+def _tiles(need: Need, choice: Choice) -> MmaTiles:
+    owner = choice.owner if need.block is None else min(choice.owner, need.block)
+    warps = min(choice.warps, owner // 16)
+    return MmaTiles(need.kind, owner, choice.walk, bucket(need.head_dim), _chunk(need), warps, choice.stages)
+
+
+def _chunk(need: Need) -> int:
+    """Bucket of v's columns, cut into as few equal chunks as registers ask for."""
+    if tile_table() == "small":
+        return BUCKETS[0]
+    chunks = max(1, -(-need.v_dim // _MOST_COLUMNS[need.kind]))
+    return bucket(-(-need.v_dim // chunks))
+
+
+def _candidates(need: Need) -> tuple[Choice, ...]:
+    table = tile_table()
+    if isinstance(table, Choice):
+        return (table,)
+    return _small(need) if table == "small" else _real(need)
+
+
+def _real(need: Need) -> tuple[Choice, ...]:
+    tables = {"tf32": _TF32, "split_tf32": _SPLIT_TF32}
+    sixteen_bits = _SIXTEEN_BITS_DROPOUT if "dropout" in need.features else _SIXTEEN_BITS
+    return tables.get(need.kind, sixteen_bits)[max(bucket(need.head_dim), _chunk(need))]
+
+
+def _small(need: Need) -> tuple[Choice, ...]:
+    """For tests: tiles that problems of a few dozen rows walk many of, wide values in several chunks, both stages."""
+    stages = 1 + BUCKETS.index(bucket(need.head_dim)) % 2
+    return tuple(Choice(32, 32, 2, count, 1) for count in range(stages, 0, -1))
