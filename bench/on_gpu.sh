@@ -3,6 +3,7 @@
 #
 #   bench/on_gpu.sh                      all sections, in the order below
 #   bench/on_gpu.sh bench-fwd limits     some of them
+#   bench/on_gpu.sh tune                 tiles of the tensor-core forward against those of its table: by name only
 #   bench/on_gpu.sh --dry-run [...]      print the commands
 #
 # Each section writes into bench/results/<gpu>-<date>-<section>/ and ends within nine minutes, whatever happens in it. A
@@ -12,21 +13,23 @@
 #   FLASHCUPY_COMMIT   the commit, for a copy of the tree without its history
 #   FLASHCUPY_PEERS    folder with the peers that were brought along; bench/README.md says how it is made
 #   BUDGET             seconds after which a benchmark begins no further row (default: 400)
+#   MATCH              a regular expression without spaces: only rows of the benchmarks whose name holds it
 #   QUICK=1            small sizes, to see that it runs
-set -uo pipefail
+set -ufo pipefail # -f: commands are words, regular expressions among them
 cd "$(dirname "$0")/.." || exit 2
 
-all=(env test sanitize limits bench-fwd bench-bwd bench-sparse bench-options bench-small peers)
+all=(env test sanitize limits bench-fwd bench-matrix bench-bwd bench-sparse bench-options bench-small peers)
+known=("${all[@]}" tune)
 python=${PYTHON:-python3}
 limit=520 # seconds of a section
 dry_run=
 sections=()
 for argument in "$@"; do
-  case " ${all[*]} " in
+  case " ${known[*]} " in
     *" $argument "*) sections+=("$argument") ;;
     *)
       if [ "$argument" != --dry-run ]; then
-        echo "on_gpu.sh: '$argument' is no section, expected --dry-run or some of: ${all[*]}" >&2
+        echo "on_gpu.sh: '$argument' is no section, expected --dry-run or some of: ${known[*]}" >&2
         exit 2
       fi
       dry_run=1
@@ -66,7 +69,7 @@ sanitizer() {
 
 # Print the commands of a section, one a line; $1 is the section, $2 its folder.
 commands() {
-  local quick=${QUICK:+ --quick}
+  local rows=" --budget ${BUDGET:-400}${MATCH:+ --match $MATCH}${QUICK:+ --quick}"
   case $1 in
     env | limits) echo "$python -m bench.gpu $1 --output $2" ;;
     test)
@@ -79,8 +82,8 @@ commands() {
         echo "$(sanitizer) --tool $tool --error-exitcode 9 $python -m bench.sanitize_case"
       done
       ;;
-    peers) echo "$python -m bench.gpu peers --output $2 --budget ${BUDGET:-400}$quick" ;;
-    bench-*) echo "$python -m bench.gpu ${1#bench-} --output $2 --budget ${BUDGET:-400}$quick" ;;
+    peers | tune) echo "$python -m bench.gpu $1 --output $2$rows" ;;
+    bench-*) echo "$python -m bench.gpu ${1#bench-} --output $2$rows" ;;
   esac
 }
 

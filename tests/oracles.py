@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import TypeVar
 
 import nvrtc
 import pytest
+
+T = TypeVar("T")
 
 
 def oracle(name: str) -> ModuleType:
@@ -26,8 +30,13 @@ def oracle(name: str) -> ModuleType:
 
 def nvrtc_library(major: int) -> nvrtc.Nvrtc:
     """Load an NVRTC, or skip with the reason where its wheel is not installed."""
+    return installed(lambda: nvrtc.load(major))
+
+
+def installed(find: Callable[[], T]) -> T:
+    """Return what `find` finds of a wheel, or skip with the reason where that is not installed."""
     try:
-        return nvrtc.load(major)
+        return find()
     except ImportError as error:
         if os.environ.get("FLASHCUPY_REQUIRE_ORACLES") == "1":
             pytest.fail(f"FLASHCUPY_REQUIRE_ORACLES=1: {error}", pytrace=False)

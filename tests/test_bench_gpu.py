@@ -86,6 +86,17 @@ def test_the_most_telling_rows_come_first():
     assert {problem.dtype for problem in first_eight} == {"bfloat16", "float16", "float32", "float64"}
 
 
+def test_the_matrix_looks_at_everything_before_it_looks_at_every_length():
+    problems = [item.problem for item in SECTIONS["matrix"](False)]
+    assert len(problems) == 4 * 3 * 2 * 6
+    assert {(problem.q_length, problem.batch) for problem in problems} == {(512 << i, 32 >> i) for i in range(6)}
+    first = problems[: len(problems) // 3]
+    assert {(problem.dtype, problem.precision, problem.head_dim, problem.causal) for problem in first} == {
+        (problem.dtype, problem.precision, problem.head_dim, problem.causal) for problem in problems
+    }
+    assert first[0] == square("forward", "bfloat16", 128, 8192, causal=True)
+
+
 def test_shrinking_keeps_what_a_row_is_about():
     problem = replace(square("forward", "float16", 64, 8192), kv_heads=4, causal=True)
     assert shrunk(problem) == Problem("forward", "float16", 2, 16, 256, 256, 64, 2, causal=True)
@@ -254,9 +265,10 @@ def test_a_row_in_the_table():
     row = GpuRow("g", "n", {OURS: [2e-3] * 3, "a": [1e-3] * 3, "b": [4e-3] * 3}, {"a": 1 << 20}, TINY.record(), 1e9)
     row.errors["a"] = 1e-3
     row.clocks["b"] = "host"
+    row.kernels[OURS] = "fwd_sm80"
     lines = report.table([row], {"float32": 2.0}).splitlines()
-    assert lines[2] == "**n**: 0.50 of the speed of the best peer, a"
-    assert lines[6:] == [
+    assert lines[2:4] == ["**n**: 0.50 of the speed of the best peer, a  ", "flashcupy runs fwd_sm80"]
+    assert lines[7:] == [
         "| a | 1.000 | 1.000..1.000 | 1 | 50 | 0.50 | 1.0 | 1.0e-03 |",
         "| flashcupy | 2.000 | 2.000..2.000 | 0.5 | 25 | 1.00 | not known | not compared |",
         "| b (host clock) | 4.000 | 4.000..4.000 | 0.25 | 12 | 2.00 | not known | not compared |",
@@ -281,6 +293,16 @@ def test_peers_have_a_rate_of_their_own_precision():
 def test_the_list_needs_no_gpu(capsys):
     assert command.main(["sparse", "--list"]) == 0
     assert capsys.readouterr().out.startswith("block-sparse forward: bfloat16 D=128")
+
+
+def test_rows_are_chosen_by_their_names(capsys):
+    assert command.main(["matrix", "--list", "--match", "float32 D=64.*S=512 causal"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"matrix: float32 D=64 B=32 H=32 S=512 causal{precision}" for precision in ("", " tf32")
+    ]
+    with pytest.raises(SystemExit):
+        command.main(["limits", "--output", "x", "--match", "bfloat16"])
+    assert "limits has no rows" in capsys.readouterr().err
 
 
 def test_the_output_folder_must_be_named(capsys):

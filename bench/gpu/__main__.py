@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -26,13 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.section == "env":
         return write_environment(arguments.output)
+    if arguments.section == "limits":
+        return write_limits(CupyGpu(), arguments.output)
+    items = [item for item in SECTIONS[arguments.section](arguments.quick) if arguments.match.search(item.name)]
     if arguments.list:
-        print("\n".join(item.name for item in SECTIONS[arguments.section](arguments.quick)))
+        print("\n".join(item.name for item in items))
         return 0
     gpu = CupyGpu()
-    if arguments.section == "limits":
-        return write_limits(gpu, arguments.output)
-    items = SECTIONS[arguments.section](arguments.quick)
     rows = run(items, gpu, arguments.output, start + arguments.budget)
     return int(any(OURS in row.missing for row in rows))
 
@@ -45,10 +46,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--budget", type=float, default=420.0, help="seconds after which no row is begun (default: 420)"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument(
+        "--match", type=re.compile, default=re.compile(""), help="only rows whose name holds this regular expression"
+    )
     parser.add_argument("--list", action="store_true", help="print the rows, most telling first, and measure nothing")
     arguments = parser.parse_args(argv)
     if arguments.output is None and not arguments.list:
         parser.error("--output names no folder")
+    if arguments.section not in SECTIONS and (arguments.list or arguments.match.pattern):
+        parser.error(f"{arguments.section} has no rows")
     return arguments
 
 
@@ -67,7 +73,7 @@ def run(items: Iterable[Item], gpu: Gpu, folder: Path, deadline: float) -> list[
             tried.add(name)
             rates.update(limits.matmul_rates(gpu, {name}))
         print(f"{time.monotonic():9.1f} s  {item.name}", flush=True)
-        rows.append(measure(item.group, item.problem, item.candidates, gpu, ROW_SECONDS, item.timer))
+        rows.append(measure(item.group, item.problem, item.candidates, gpu, item.share * ROW_SECONDS, item.timer))
         report.write(rows, environment, [item.name for item in todo], folder)
     print((folder / "table.md").read_text())
     return rows

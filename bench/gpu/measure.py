@@ -36,6 +36,8 @@ class GpuRow(Row):
         Largest error of each candidate, relative to the tensor's largest value; absent where nothing was compared.
     clocks
         "events" or "host", by candidate.
+    kernels
+        What served each candidate's call, where its library tells.
     missing
         Why a candidate was not timed.
     """
@@ -44,6 +46,7 @@ class GpuRow(Row):
     flops: float = 0.0
     errors: dict[str, float] = field(default_factory=dict)
     clocks: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def tflops(self, candidate: str) -> float:
@@ -111,6 +114,8 @@ def _ready(row: GpuRow, problem: Problem, candidates: Sequence[Candidate], gpu: 
                 with prepared.around():
                     row.peak_bytes[candidate.name] = prepared.peak(prepared.call)
             row.clocks[candidate.name] = prepared.clock
+            if prepared.kernel:
+                row.kernels[candidate.name] = prepared.kernel
             ready[candidate.name] = prepared
         except Exception as error:  # whatever an optional library raises
             row.missing[candidate.name] = reason(error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import report as plotting
 from bench.gpu.measure import GpuRow
+from bench.gpu.summary import summaries
 from bench.harness import OURS
 
 HEADER = ("candidate", "median ms", "min..max", "TFLOP/s", "% of matmul", "x ours", "peak MiB", "max error")
@@ -22,7 +23,8 @@ def write(rows: Sequence[GpuRow], facts: dict[str, Any], left_out: Sequence[str]
     rates = facts.get("matmul_tflops", {})
     record = {"environment": facts, "rows": [asdict(row) for row in rows], "left_out": list(left_out)}
     replace(folder / "result.json", json.dumps(record, indent=1) + "\n")
-    replace(folder / "table.md", f"{heading(facts)}\n\n{table(rows, rates)}\n{remainder(rows, left_out)}")
+    parts = [heading(facts), *summaries(rows, facts), table(rows, rates) + "\n" + remainder(rows, left_out)]
+    replace(folder / "table.md", "\n\n".join(part for part in parts if part))
     timed = [row for row in rows if row.seconds]
     if timed:
         _plot(timed, folder / "plot.png", title(facts))
@@ -56,7 +58,7 @@ def table(rows: Sequence[GpuRow], rates: dict[str, float]) -> str:
     for group in dict.fromkeys(row.group for row in rows):
         parts.append(f"## {group}")
         timed = [row for row in rows if row.group == group and row.seconds]
-        parts += [f"**{row.name}**{_verdict(row)}\n\n{_row_table(row, rates)}" for row in timed]
+        parts += [f"**{row.name}**{_verdict(row)}{_kernel(row)}\n\n{_row_table(row, rates)}" for row in timed]
     return "\n\n".join(parts)
 
 
@@ -66,6 +68,10 @@ def _verdict(row: GpuRow) -> str:
     if OURS not in row.seconds or best is None:
         return ""
     return f": {row.ratio(best):.2f} of the speed of the best peer, {best}"
+
+
+def _kernel(row: GpuRow) -> str:
+    return f"  \n{OURS} runs {row.kernels[OURS]}" if OURS in row.kernels else ""
 
 
 def _row_table(row: GpuRow, rates: dict[str, float]) -> str:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bench.gpu.candidates import ours, table, torch_flex
+from bench.gpu.candidates import ours, table, tiles, torch_flex, torch_sdpa
 from bench.gpu.candidates.base import Candidate
 from bench.gpu.measure import Timer, device_timer
 from bench.gpu.options import OPTIONS
 from bench.gpu.pattern import Pattern
-from bench.gpu.problem import Direction, Problem, square
+from bench.gpu.problem import TOKENS, Direction, Problem, square
 
 # FlexAttention compiles tens of seconds for each shape: it takes part where it has no equal, and in these rows.
 FLEX_ROWS = ((128, 8192), (64, 8192))
 PACKED = (1024, 3072, 4096, 8192)
+HEAD_DIMS = (128, 64, 256)
+KINDS = (("bfloat16", "highest"), ("float32", "highest"), ("float16", "highest"), ("float32", "tf32"))
+# A first look at everything comes before the last length of anything.
+LENGTHS = ((8192, 2048), (16384,), (512, 4096, 1024))
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row to be measured."""
+    """One row to be measured; `share` is its part of the seconds that a row may take."""
 
     group: str
     problem: Problem
     candidates: Sequence[Candidate]
     timer: Timer = device_timer
+    share: float = 1.0
 
     @property
     def name(self) -> str:
@@ -63,6 +69,20 @@ def dense_problems(direction: Direction) -> Iterator[Problem]:
 def forward(quick: bool) -> Iterator[Item]:
     """Yield the forward, dense."""
     yield from dense("forward", quick, table.everyone())
+
+
+def matrix(quick: bool) -> Iterator[Item]:
+    """Yield the forward in each dtype, head dim and length, causal or not; peers that have it in every such row."""
+    candidates = [*ours.candidates(), *torch_sdpa.candidates("torch flash", "torch cuDNN", "torch efficient")]
+    for problem in dict.fromkeys(_quick(matrix_problems(), quick)):
+        yield Item("matrix", problem, candidates, share=0.25)
+
+
+def matrix_problems() -> Iterator[Problem]:
+    """Yield the problems of the matrix."""
+    for lengths, (dtype, precision) in itertools.product(LENGTHS, KINDS):
+        for length, head_dim, causal in itertools.product(lengths, HEAD_DIMS, (True, False)):
+            yield square("forward", dtype, head_dim, length, causal=causal, precision=precision)
 
 
 def backward(quick: bool) -> Iterator[Item]:
@@ -123,6 +143,22 @@ def small(quick: bool) -> Iterator[Item]:
             yield Item(f"{name}, {problem.direction}", problem, everyone, timer)
 
 
+def tune(quick: bool) -> Iterator[Item]:
+    """Yield the problems that tiles are chosen for, their candidates being tiles."""
+    for problem in _quick(tune_problems(), quick):
+        yield Item("tiles", problem, tiles.candidates(problem))
+
+
+def tune_problems() -> Iterator[Problem]:
+    """Yield a long problem of each kind and head dim, then one that leaves multiprocessors without work."""
+    for dtype, precision in KINDS:
+        for head_dim, causal in itertools.product(HEAD_DIMS, (True, False)):
+            tokens = TOKENS if dtype != "float32" else TOKENS // 4
+            yield square("forward", dtype, head_dim, 4096, tokens=tokens, causal=causal, precision=precision)
+    for head_dim in HEAD_DIMS:
+        yield square("forward", "bfloat16", head_dim, 1024, tokens=1024, causal=True)
+
+
 def _quick(problems: Iterator[Problem], quick: bool) -> Iterator[Problem]:
     """Shrink the problems to a size at which a run only shows that it works."""
     for problem in problems:
@@ -140,9 +176,11 @@ def shrunk(problem: Problem) -> Problem:
 
 SECTIONS: dict[str, Callable[[bool], Iterator[Item]]] = {
     "fwd": forward,
+    "matrix": matrix,
     "bwd": backward,
     "sparse": sparse,
     "options": options,
     "small": small,
     "peers": peers,
+    "tune": tune,
 }

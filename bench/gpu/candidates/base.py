@@ -38,6 +38,8 @@ class Prepared:
         "events" of the current CUDA stream; "host" for a library that works on streams of its own.
     wait
         Waits for a call's result, for the host's clock.
+    kernel
+        Name of the kernel that serves it, where the library tells.
     """
 
     call: Call
@@ -47,6 +49,7 @@ class Prepared:
     capture: Callable[[Call], Call] | None = None
     clock: Literal["events", "host"] = "events"
     wait: Callable[[Any], object] = lambda result: None
+    kernel: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def prepare(problem: Problem, operands: Operands, gpu: Gpu) -> Prepared:
             lambda out: {"out": out[-1, -1]},
             peak=gpu.peak_bytes,
             capture=gpu.capture,
+            kernel=flashcupy.explain(q, k, v, **arguments).config,
         )
     _, residuals = flashcupy.attention_fwd(q, k, v, **arguments)
     return Prepared(

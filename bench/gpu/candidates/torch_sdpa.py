@@ -20,8 +20,9 @@ BACKENDS = {
 LARGEST_SCORES = 4 << 30
 
 
-def candidates() -> list[Candidate]:
-    return [Candidate(name, partial(prepare, backend)) for name, backend in BACKENDS.items()]
+def candidates(*names: str) -> list[Candidate]:
+    """Return the backends of these names, all of them by default."""
+    return [Candidate(name, partial(prepare, BACKENDS[name])) for name in names or BACKENDS]
 
 
 def prepare(backend: str, problem: Problem, operands: Operands, gpu: Gpu) -> Prepared:

@@ -1,0 +1,286 @@
+"""What a kernel became: instructions of its machine code by kind, over the whole kernel and loop by loop.
+
+``python tests/sass.py PATTERN --arch sm_90a`` compiles the configurations whose name matches and prints the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import site
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from control_flow import Loop, natural_loops, reverse_postorder
+
+from bench import budget
+
+# Where the wheel puts the program.
+PROGRAM = "nvidia/cu13/bin/nvdisasm"
+WHEEL = "nvidia-cuda-nvdisasm"
+
+# Kinds that are counted, as the beginning of an opcode; the first that fits counts. The rest is "other".
+KINDS = {
+    "HMMA.16816.F32.BF16": r"HMMA\.16816\.F32\.BF16",
+    "HMMA.16816.F32": r"HMMA\.16816\.F32",
+    "HMMA.1688.F32.TF32": r"HMMA\.1688\.F32\.TF32",
+    "HMMA": r"HMMA",
+    "LDSM": r"LDSM",
+    "LDGSTS": r"LDGSTS",
+    "LDS": r"LDS\b",
+    "STS": r"STS\b",
+    "LDG": r"LDG\b",
+    "STG": r"STG\b",
+    "LDL": r"LDL\b",
+    "STL": r"STL\b",
+    "MUFU.EX2": r"MUFU\.EX2",
+    "MUFU": r"MUFU",
+    "FFMA": r"FFMA",
+    "FMUL": r"FMUL",
+    "FADD": r"FADD",
+    "FMNMX": r"FMNMX",
+    "FSEL": r"FSEL",
+    "FSETP": r"FSETP",
+    "F2FP": r"F2FP",
+    "I2F": r"I2F",
+    "IMAD": r"IMAD(?!\.MOV|\.U32)",
+    "IADD": r"U?IADD|VIADD",
+    "ISETP": r"U?ISETP",
+    "LOP3": r"U?LOP3|PLOP3",
+    "PRMT": r"U?PRMT",
+    "SEL": r"U?SEL",
+    "SHF": r"U?SHF\b",
+    "LEA": r"U?LEA",
+    "MOV": r"U?MOV|IMAD\.MOV|IMAD\.U32|CS2R",
+    "SHFL": r"SHFL",
+    "VOTE": r"VOTE",
+    "BAR": r"BAR\b",
+    "LDGDEPBAR": r"LDGDEPBAR|DEPBAR",
+    "BRA": r"U?BRA|BSSY|BSYNC|CALL|RET|EXIT|WARPSYNC",
+    "NOP": r"NOP",
+}
+_KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
+
+_LABEL = re.compile(r"^([.$\w]+):$")
+_INSTRUCTION = re.compile(r"^/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\S*)(.*?)\s*;")
+_TARGET = re.compile(r"`\(([^)]+)\)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """`guarded` where a predicate may switch it off; `target` is the index it may go to, inside the function."""
+
+    opcode: str
+    guarded: bool = False
+    target: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return next((kind for kind, pattern in _KINDS.items() if pattern.match(self.opcode)), "other")
+
+
+class Listing:
+    """The instructions of one kernel, its subroutines after it."""
+
+    def __init__(self, instructions: Sequence[Instruction]) -> None:
+        self.instructions = list(instructions)
+
+    def counts(self, indices: Sequence[int] | frozenset[int] | None = None) -> Counter[str]:
+        """Instructions by kind; of all of them, or of those at `indices`."""
+        chosen = self.instructions if indices is None else [self.instructions[index] for index in indices]
+        return Counter(instruction.kind for instruction in chosen)
+
+    @property
+    def local_memory(self) -> int:
+        """Accesses to local memory: spills, or an array whose index was not known."""
+        counts = self.counts()
+        return counts["LDL"] + counts["STL"]
+
+    def after(self, index: int) -> list[int]:
+        """Indices of what may come next. A call comes back; one to a place in the function is a far branch."""
+        instruction = self.instructions[index]
+        stem = instruction.opcode.partition(".")[0]
+        goes_on = instruction.guarded or stem not in ("BRA", "EXIT", "RET", "BRX", "JMP")
+        following = [index + 1] if goes_on and index + 1 < len(self.instructions) else []
+        # BSSY names where its BSYNC goes on, which is the instruction behind that.
+        branches = instruction.target is not None and stem != "BSSY"
+        return [*following, *([instruction.target] if branches else [])]
+
+    @functools.cached_property
+    def loops(self) -> list[Loop]:
+        """Natural loops in order of their heads; those with a common head are one."""
+        return natural_loops(self.after)
+
+    def way_round(self, loop: Loop, products: int, copies: int) -> list[int] | None:
+        """Return the shortest way round a loop with so many products of tensor cores and copies: that of a common tile.
+
+        Inner loops are passed once. None where no way has these numbers.
+        """
+        order = [index for index in reverse_postorder(self.after, loop.head) if index in loop.inside]
+        place = {index: number for number, index in enumerate(order)}
+        # From each instruction on, by products and copies made: how many instructions to the end, and the next one.
+        ways: dict[int, dict[tuple[int, int], tuple[int, int | None]]] = {}
+        for index in reversed(order):
+            own = self._made(index)
+            found = ways[index] = {own: (1, None)} if loop.head in self.after(index) else {}
+            for following in (one for one in self.after(index) if place.get(one, -1) > place[index]):
+                for made, (length, _) in ways[following].items():
+                    total = (made[0] + own[0], made[1] + own[1])
+                    if total not in found or found[total][0] > length + 1:
+                        found[total] = (length + 1, following)
+        left, index = (products, copies), loop.head
+        path: list[int] = []
+        while left in ways[index]:
+            path.append(index)
+            following, own = ways[index][left][1], self._made(index)
+            if following is None:
+                return path
+            left, index = (left[0] - own[0], left[1] - own[1]), following
+        return None
+
+    def _made(self, index: int) -> tuple[int, int]:
+        kind = self.instructions[index].kind
+        return int(kind.startswith("HMMA")), int(kind == "LDGSTS")
+
+
+@functools.cache
+def disassembler() -> Path:
+    """Find nvdisasm in its wheel.
+
+    Raises
+    ------
+    ImportError
+        Naming the wheel that is missing.
+    """
+    for folder in [*site.getsitepackages(), *sys.path]:
+        program = Path(folder) / PROGRAM
+        if program.exists():
+            return program
+    raise ImportError(f"nvdisasm was not found: pip install {WHEEL}")
+
+
+def disassemble(cubin: bytes) -> dict[str, Listing]:
+    """Take a cubin apart, by kernel."""
+    descriptor, name = tempfile.mkstemp(suffix=".cubin")
+    try:
+        os.write(descriptor, cubin)
+        os.close(descriptor)
+        command = [str(disassembler()), "--print-code", name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        os.unlink(name)
+    return parse(text)
+
+
+def parse(text: str) -> dict[str, Listing]:
+    """Read what nvdisasm prints."""
+    parts = re.split(r"^\s*\.section\s+\.text\.([\w$]+),.*$", text, flags=re.MULTILINE)
+    return {name: _listing(body) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _listing(text: str) -> Listing:
+    labels: dict[str, int] = {}
+    found: list[tuple[str, bool, str | None]] = []
+    for line in map(str.strip, text.splitlines()):
+        if match := _LABEL.match(line):
+            labels[match[1]] = len(found)
+        elif match := _INSTRUCTION.match(line):
+            target = _TARGET.search(match[4])
+            # What is never executed fills time that the hardware needs in between.
+            opcode = "NOP" if match[2] == "!PT" else match[3]
+            # A second predicate stands behind the opcode: "@!P0 BRA P1, `(.L_x_17)".
+            guarded = match[2] is not None or re.match(r"\s+!?U?P\d", match[4]) is not None
+            found.append((opcode, guarded or ".DIV" in opcode, target and target[1]))
+    return Listing([Instruction(opcode, guarded, _inside(labels, target)) for opcode, guarded, target in found])
+
+
+def _inside(labels: dict[str, int], target: str | None) -> int | None:
+    """Subroutines have names of their own, and come back."""
+    return labels[target] if target is not None and target.startswith(".L_") else None
+
+
+def table(name: str, arch: str, listing: Listing, expected: Mapping[str, int]) -> str:
+    """Lay out the counts: the whole kernel, each loop that has instructions of its own worth naming, and `expected`."""
+    columns = {"kernel": listing.counts()}
+    products = sum(count for kind, count in expected.items() if kind.startswith("HMMA"))
+    for number, loop in enumerate(listing.loops):
+        if counts := _telling(listing, loop):
+            columns[f"{'>' * loop.depth}{number}"] = counts
+            if products and (tile := tile_counts(listing, loop, products, expected["LDGSTS"])):
+                columns["tile"] = tile
+    if expected:
+        columns["budget"] = Counter(expected)
+    kinds = [kind for kind in (*KINDS, "other") if any(counts[kind] for counts in columns.values())]
+    lines = [f"{name} {arch}, {len(listing.instructions)} instructions"]
+    width = max(len(kind) for kind in kinds)
+    lines.append(" " * width + "".join(f" {column:>8}" for column in columns))
+    lines += [f"{kind:{width}}" + "".join(f" {counts[kind] or '':>8}" for counts in columns.values()) for kind in kinds]
+    lines.append(f"{'all':{width}}" + "".join(f" {sum(counts.values()):>8}" for counts in columns.values()))
+    return "\n".join(lines)
+
+
+def tile_counts(listing: Listing, loop: Loop, products: int, copies: int) -> Counter[str] | None:
+    """Return the instructions of a tile, the shortest way; an inner loop is passed as often as its products ask for."""
+
+    def made(indices: Iterable[int]) -> int:
+        return sum(listing.instructions[index].kind.startswith("HMMA") for index in indices)
+
+    inner = [one for one in listing.loops if one.inside < loop.inside and made(one.inside)]
+    if len(inner) > 1:
+        return None
+    own, each = made(loop.own), made(inner[0].inside) if inner else 0
+    trips, left = divmod(products - own, each) if inner else (0, products - own)
+    path = None if left or (inner and trips < 1) else listing.way_round(loop, own + each, copies)
+    if path is None:
+        return None
+    counts = listing.counts(path)
+    for kind, count in (listing.counts(inner[0].inside) if inner else {}).items():
+        counts[kind] += (trips - 1) * count
+    return counts
+
+
+def _telling(listing: Listing, loop: Loop) -> Counter[str] | None:
+    """The counts of a loop's own instructions, if it computes; loops that copy one element at a time are many."""
+    counts = listing.counts(loop.own)
+    computes = any(kind.startswith("HMMA") for kind in counts) or counts["FFMA"] >= 32
+    return counts if computes else None
+
+
+def expectation(config: Any) -> Mapping[str, int]:
+    """Return what bench/budget.py says of a tile of a configuration; nothing outside the tensor-core family."""
+    if not config.name.startswith("fwd_sm80_"):
+        return {}
+    return budget.instructions(config.tiles, config.features)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count the instructions of kernels; '>' is the depth of a loop.")
+    parser.add_argument("pattern", help="kernels whose name matches this regular expression")
+    parser.add_argument(
+        "which", nargs="?", choices=("plain", "all"), default="plain", help="without options, or with all"
+    )
+    parser.add_argument("--arch", nargs="+", default=["sm_90a"])
+    parser.add_argument("--nvrtc", type=int, default=12, help="major version (default: 12)")
+    arguments = parser.parse_args()
+    import nvrtc
+
+    from flashcupy.cuda.matrix import compile_configs
+
+    for arch in arguments.arch:
+        for config in compile_configs(arguments.which, arch):
+            if re.search(arguments.pattern, config.name):
+                compiled = nvrtc.load(arguments.nvrtc).compile(config.translation_unit(), arch)
+                listing = disassemble(compiled.cubin)[config.name]
+                print(table(config.name, arch, listing, expectation(config)), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Tables over many rows of the GPU benchmark, and the model's say on a whole problem."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bench.budget import GPUS, predict
+from bench.gpu import summary
+from bench.gpu.measure import GpuRow
+from bench.gpu.predicted import predicted_clocks, ran, visited
+from bench.gpu.problem import Problem, square
+from bench.harness import OURS
+
+A100 = GPUS[0]
+KERNEL = "fwd_sm80_bf16_o128k64_d128v128_w4s1b2_band"
+PLAIN = Problem("forward", "bfloat16", 2, 4, 1000, 1300, 128, 4)
+
+
+def row(group, problem, seconds, kernel=KERNEL):
+    samples = {name: [second] * 3 for name, second in seconds.items()}
+    return GpuRow(group, problem.name, samples, {}, problem.record(), problem.flops, kernels={OURS: kernel})
+
+
+def counted(problem, owner, walk):
+    """Tiles of one head, looked at score by score."""
+    full = partial = 0
+    pairs = [(length, length) for length in problem.sequences] or [
+        (problem.q_length, problem.kv_length)
+    ] * problem.batch
+    for entry, (q_length, kv_length) in enumerate(pairs):
+        if "kv_lengths" in problem.options and entry % 2:
+            kv_length //= 2
+        distance = np.arange(q_length)[:, None] + (kv_length - q_length) - np.arange(-(-kv_length // walk) * walk)
+        visible = np.broadcast_to(np.arange(distance.shape[1]) < kv_length, distance.shape).copy()
+        if problem.causal or "window" in problem.options:
+            visible &= distance >= 0
+        if "window" in problem.options:
+            visible &= distance <= problem.kv_length // 8
+        for start in range(0, q_length, owner):
+            tiles = visible[start : start + owner].reshape(-1, distance.shape[1] // walk, walk)
+            full += int(tiles.all((0, 2)).sum())
+            partial += int((tiles.any((0, 2)) & ~tiles.all((0, 2))).sum())
+    return full, partial
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"causal": True},
+        {"options": ("window",)},
+        {"options": ("kv_lengths",)},
+        {"causal": True, "q_length": 1300, "kv_length": 1000},
+        {"batch": 1, "sequences": (300, 700, 300), "q_length": 1300, "causal": True},
+    ],
+)
+def test_visited_tiles(changes):
+    problem = replace(PLAIN, **changes)
+    for owner, walk in ((128, 64), (64, 32), (64, 128)):
+        assert visited(problem, owner, walk) == counted(problem, owner, walk)
+
+
+def test_kernels_are_told_by_their_name():
+    tiles = ran("fwd_sm80_split_tf32_o64k32_d256v128_w4s2b1_band_softcap_dropout")
+    assert (tiles.kind, tiles.owner, tiles.walk, tiles.head_dim, tiles.v_dim, tiles.warps) == (
+        *("split_tf32", 64, 32, 256, 128, 4),
+    )
+    assert tiles.features == ("softcap", "dropout")
+    assert ran(KERNEL).features == ()
+    for other in ("fwd_generic_f32_o64w64d32_t16x16g1_band", KERNEL.replace("band", "list"), ""):
+        assert ran(other) is None
+
+
+def test_names_are_those_of_the_table():
+    from flashcupy.cuda.table_sm80 import Need, configure
+
+    config = configure(Need("bf16", 128, 128, ("softcap", "dropout"), None, 227 << 10))
+    tiles = ran(config.name)
+    for field in ("kind", "owner", "walk", "head_dim", "v_dim", "warps"):
+        assert getattr(tiles, field) == getattr(config.tiles, field)
+    assert tiles.features == config.features
+
+
+def test_a_problem_takes_the_time_of_its_tiles():
+    plain, causal = square("forward", "bfloat16", 128, 4096), square("forward", "bfloat16", 128, 4096, causal=True)
+    best, in_turn = predicted_clocks(plain.record(), KERNEL, A100)
+    tile = predict(ran(KERNEL), A100)
+    assert best == pytest.approx(16 * 4 * 32 * 64 * tile.best)
+    assert in_turn == pytest.approx(best / tile.best * tile.in_turn)
+    assert 0.5 < predicted_clocks(causal.record(), KERNEL, A100)[0] / best < 0.6
+    assert predicted_clocks(plain.record(), "fwd_generic", A100) is None
+    assert predicted_clocks(plain.record(), KERNEL, None) is None
+
+
+def test_options_stand_beside_what_the_model_says():
+    plain = square("forward", "bfloat16", 128, 4096)
+    capped = replace(plain, options=("softcap",))
+    rows = [
+        row("options forward", plain, {OURS: 1e-3, "torch flash": 1e-3}),
+        row("options forward", capped, {OURS: 1.5e-3}, f"{KERNEL}_softcap"),
+        row("options forward", replace(plain, options=("mask",)), {OURS: 2e-3}, "fwd_generic"),
+    ]
+    facts = {"gpu": {"compute_capability": "8.0"}}
+    (text,) = (part for part in summary.summaries(rows, facts) if part)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[2] == [plain.name, "1.00", "1.00, 1.00", KERNEL]
+    assert lines[3][1] == "1.50"
+    at_best, in_turn = map(float, lines[3][2].split(", "))
+    assert 1 <= at_best < in_turn < 1.6
+    assert lines[4][1:] == ["2.00", "none", "fwd_generic"]
+    assert "none" in summary.options(rows, None).splitlines()[-3]
+
+
+def test_the_matrix_at_a_glance():
+    rows = [
+        row("matrix", square("forward", dtype, 128, length, causal=True), seconds)
+        for dtype, length, seconds in (
+            ("bfloat16", 8192, {OURS: 2e-3, "torch flash": 1e-3, "torch cuDNN": 5e-4}),
+            ("bfloat16", 512, {OURS: 1e-3}),
+            ("float32", 512, {OURS: 1e-3, "torch efficient": 3e-3}),
+        )
+    ]
+    lines = summary.matrix(rows).splitlines()
+    assert lines[4] == "| dtype | D |  | 512 | 8192 |"
+    assert lines[6] == "| bfloat16 | 128 | causal | 34.4 | 275 (0.50) |"
+    assert lines[7] == "| float32 | 128 | causal | 34.4 (3.00) |  |"
+
+
+def test_the_best_tiles_stand_beside_the_choice():
+    problem = square("forward", "bfloat16", 128, 4096)
+    rows = [row("tiles", problem, {OURS: 2e-3, "o128k64_w4s2b2": 1e-3, "o64k64_w4s1b2": 4e-3})]
+    assert summary.tiles(rows).splitlines()[-1] == (
+        f"| {problem.name} | {KERNEL} | 2.000 | o128k64_w4s2b2 1.000, o64k64_w4s1b2 4.000 | 2.00 |"
+    )
+    assert summary.summaries([], {"gpu": {}}) == ["", "", ""]
