@@ -146,11 +146,20 @@ def _add_loads(found: Counter[str], tiles: Tiles) -> None:
 
 
 def _add_roundings(found: Counter[str], tiles: Tiles) -> None:
-    """Operands are rounded where they are loaded: half a unit added, but to no NaN; split ones keep what is left."""
-    keys = (tiles.owner // tiles.warps + tiles.walk) * tiles.head_dim // WARP
-    values = found["LDS"]
-    for kind in ("FSETP", "IADD", *(("LOP3", "FADD", "IADD") if tiles.kind == "split_tf32" else ())):
-        found[kind] += keys + values + scores_of_lane(tiles)
+    """Half a unit is added, but to no NaN: to weights in registers, to the others once in shared memory.
+
+    Operands that are split are rounded where they are loaded, and keep what is left.
+    """
+    weights, split = scores_of_lane(tiles), tiles.kind == "split_tf32"
+    if split:
+        operands = (tiles.owner // tiles.warps + tiles.walk) * tiles.head_dim // WARP + found["LDS"]
+    else:
+        pieces = tile_bytes(tiles) // (BYTES_OF_COPY * tiles.warps)
+        operands = 4 * pieces
+        for kind in ("LDS.128", "STS.128", "LOP3"):
+            found[kind] += pieces
+    for kind in ("FSETP", "IADD", *(("LOP3", "FADD", "IADD") if split else ())):
+        found[kind] += operands + weights
 
 
 def _add_softmax(found: Counter[str], tiles: Tiles) -> None:
@@ -174,7 +183,7 @@ def _add_softmax(found: Counter[str], tiles: Tiles) -> None:
 def _add_copies(found: Counter[str], tiles: Tiles) -> None:
     """Each warp copies its share of keys and values; a copy's address, and whether there is anything, beside it."""
     copies = tile_bytes(tiles) // (BYTES_OF_COPY * tiles.warps)
-    for kind, count in {"LDGSTS": 1, "IADD": 2, "ISETP": 1, "FSEL": 1}.items():
+    for kind, count in {"LDGSTS": 1, "IADD": 3, "ISETP": 1}.items():
         found[kind] += count * copies
 
 
@@ -184,6 +193,8 @@ def _add_sums(found: Counter[str], tiles: Tiles) -> None:
     found["FADD"] += scores * tiles.head_dim // 8 + results * tiles.walk // 8 + (2 + 6) * results
     found["FSETP"] += results  # of infinite values
     found["FSEL"] += results
+    found["LOP3"] += results  # what was lost so far, two in a register
+    found["F2FP"] += results // 2
 
 
 # What a feature adds to each score, by instruction, at least; "edge" is a tile of which some scores are hidden.
@@ -221,7 +232,8 @@ def _issued(found: Mapping[str, int], tiles: Tiles, gpu: Gpu) -> dict[Pipe, floa
     def lanes(kinds: Sequence[str], rate: float) -> float:
         return WARP * tiles.warps * sum(found.get(kind, 0) for kind in kinds) / rate
 
-    loaded = tiles.warps * (found.get("LDSM", 0) * BYTES_OF_LDSM + found.get("LDS", 0) * 4 * WARP)
+    wide = sum(found.get(kind, 0) for kind in ("LDSM", "LDS.128", "STS.128"))
+    loaded = tiles.warps * (wide * BYTES_OF_LDSM + found.get("LDS", 0) * 4 * WARP)
     return {
         "mufu": lanes(_MUFU, gpu.mufu_lanes),
         "float": lanes(_FLOAT, gpu.float_lanes),

@@ -19,6 +19,7 @@ MARK = "<!-- python -m bench.budget_tables --write -->"
 
 # Of a block, at most.
 SHARED = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90a": 227 << 10}
+FAST_TF32 = ("sm_80", "sm_90a")  # elsewhere plain FMA serves float32
 KINDS: dict[Kind, str] = {"bf16": "f16, bf16", "tf32": "tf32", "split_tf32": "split tf32"}
 PIPES: tuple[Pipe, ...] = ("tensor", "shared", "issue", "integer", "float", "mufu", "l2")
 
@@ -52,7 +53,8 @@ def _rates() -> str:
 
 def _tiles(gpu: Gpu) -> str:
     header = ("kind", "D", "tiles", *PIPES, "bound by", "tensor cores work, %", "TFLOP/s")
-    body = [_tile_row(KINDS[kind], config_for(kind, dim, gpu), gpu) for kind in KINDS for dim in BUCKETS]
+    served = [kind for kind in KINDS if kind != "split_tf32" or gpu.arch in FAST_TF32]
+    body = [_tile_row(KINDS[kind], config_for(kind, dim, gpu), gpu) for kind in served for dim in BUCKETS]
     return f"### Clocks of a tile on {gpu.name}\n\n" + _markdown(header, body)
 
 

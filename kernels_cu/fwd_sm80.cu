@@ -105,6 +105,7 @@ private:
     }
 
     __device__ __forceinline__ void multiply_keys(Fragment<Tiles>& scores, const u8* k) {
+        warp_sync();  // lanes that took branches of their own, to copy or to look at bits, are together again
         if constexpr (Kind::kSplit) product_split(scores, shared_.q, k);
         else product(scores, shared_.q, k);
     }

@@ -98,7 +98,7 @@ def test_what_is_timed_runs_on_the_chosen_tiles(emulated):
 
 GOOD, LARGE, ODD, BROKEN, WRONG = (
     Choice(32, 32, 2, 1, 1),
-    Choice(1280, 32, 16, 1, 1),
+    Choice(3584, 32, 32, 1, 1),
     Choice(32, 24, 2, 1, 1),
     Choice(48, 32, 3, 1, 1),
     Choice(16, 32, 1, 1, 1),

@@ -33,7 +33,11 @@ def test_instructions_of_a_tile():
     assert "LDS" not in +found
     words = instructions(replace(TILES, kind="tf32"))
     assert words["LDS"] == 64 * 128 // 32
-    assert words["FSETP"] == (32 + 64) * 128 // 32 + 64 * 128 // 32 + 64 + 2 * 4
+    # Each of 128 threads rounds its share of keys and values, four words a piece, and then its 64 weights.
+    assert words["LDS.128"] == words["STS.128"] == 2 * 64 * 128 // (4 * 128)
+    assert words["FSETP"] == 2 * 64 * 128 // 128 + 64 + 2 * 4
+    split = instructions(replace(TILES, kind="split_tf32"))
+    assert split["FSETP"] == (32 + 64) * 128 // 32 + split["LDS"] + 64 + 2 * 4 + 64 + 128
     assert "F2FP" not in words
 
 
@@ -88,7 +92,7 @@ def test_features_add_what_they_must():
 
 
 def test_every_kind_of_instruction_has_a_pipe():
-    others = {"LDSM", "LDS", "LDG", "LDGSTS", "SHFL"}
+    others = {"LDSM", "LDS", "LDS.128", "STS.128", "LDG", "LDGSTS", "SHFL"}
     known = {*budget._FLOAT, *budget._INTEGER, *budget._MUFU, *others}
     for kind in ("f16", "bf16", "tf32", "split_tf32"):
         found = instructions(replace(TILES, kind=kind), tuple(budget.OF_SCORE))

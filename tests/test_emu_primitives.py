@@ -224,7 +224,7 @@ def test_words_of_cuda_without_headers(device):
 
 # Template head, result, name and parameters, which may have parentheses of their own: `const u32 (&a)[4]`.
 SIGNATURE = re.compile(
-    r"(template <[^>]*>\s+)?__device__ __forceinline__ ([\w& ]+?) (\w+)\(((?:[^()]|\([^()]*\))*)\) \{"
+    r"(template <[^>]*>\s+)?__device__ __forceinline__ ([\w&* ]+?) (\w+)\(((?:[^()]|\([^()]*\))*)\) \{"
 )
 
 

@@ -145,6 +145,26 @@ def test_what_lies_beyond_the_columns_is_neither_read_nor_written(backend):
     assert (result == 7).all()
 
 
+@pytest.mark.parametrize("numbers", ["tf32", "float32"])
+@pytest.mark.parametrize("payload", [0x7F800001, 0x7FC00000, 0x7FFFFFFF])
+def test_a_nan_of_any_payload_stays_one(backend, numbers, payload):
+    """Tensor cores ignore 13 bits of a float32, and rounding adds to those."""
+    for which in (1, 2):
+        operands = _operands(numbers)
+        operands[which].view(np.uint32)[0, 5] = payload
+        assert np.isnan(backend.api.attention(*operands, **_options(numbers))).all()
+
+
+def test_a_nan_that_some_queries_see_stays_with_their_tiles(backend):
+    """Others of a tile that visits it may get it: a hidden weight is 0, and 0 * NaN is NaN."""
+    q, k, v = _operands("float16", q_len=77)
+    clean = backend.api.attention(q, k, v, causal=True)
+    v[0, 70] = np.nan
+    out = backend.api.attention(q, k, v, causal=True)
+    assert np.isnan(out[:, 70:]).all()
+    assert np.array_equal(out[:, :64], clean[:, :64])
+
+
 # ---- head dims -------------------------------------------------------------------------------------------------------
 
 _DIMS = (1, 8, 31, 40, 64, 72, 96, 128, 136, 200, 256)

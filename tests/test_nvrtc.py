@@ -14,6 +14,7 @@ from oracles import nvrtc_library
 WRAPPERS = (Path(__file__).parent / "data" / "every_ptx_wrapper.cu").read_text()
 # One NVRTC compiles the whole matrix, the other sentinels: enough to see that it knows the language used.
 MATRIX_NVRTC, OTHER_NVRTC = 12, 13
+MOST_SPILLED = 512  # bytes a thread stores and loads
 MATRIX_ARCHS = ("sm_80", "sm_90a", "sm_120")
 SENTINEL_ARCHS = ("sm_70", "sm_75", "sm_86", "sm_89", "sm_100")
 
@@ -84,8 +85,12 @@ def test_plain_matrix(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_matrix_with_all_options(arch):
-    """Kernels that carry every option at once may spill."""
-    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), configs("all", arch), arch), spills_allowed=True)
+    """Kernels that carry every option at once may spill: those of tensor cores up to a ceiling."""
+    rows = nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), configs("all", arch), arch)
+    require_no_faults(rows, spills_allowed=True)
+    spilled = {row.name: row.usage.spill_stores + row.usage.spill_loads for row in rows if "_sm80_" in row.name}
+    assert spilled
+    assert {name: nbytes for name, nbytes in spilled.items() if nbytes > MOST_SPILLED} == {}
 
 
 # What follows tests the instrument.

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from flashcupy.cuda import bwd, fwd
 from flashcupy.cuda.fallback import candidates
 from flashcupy.cuda.plan import Plan, PlanBuilder, Request
-from flashcupy.cuda.table_sm80 import BUCKETS, LEAST_SHARED
+from flashcupy.cuda.table_sm80 import BUCKETS, FAST_TF32, LEAST_SHARED
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
 
@@ -60,6 +60,8 @@ def _why_not_sm80(request: Request) -> str | None:
         return f"needs {LEAST_SHARED} bytes of shared memory a block, this GPU has {properties.shared_memory}"
     if spec.dtype == "float64":
         return "has no float64"
+    if spec.dtype == "float32" and spec.precision == "highest" and (major, minor) not in FAST_TF32:
+        return f"takes three products for one of float32, which plain FMA outruns on compute capability {major}.{minor}"
     if spec.head_dim > BUCKETS[-1]:
         return f"takes a head_dim of at most {BUCKETS[-1]}, this one is {spec.head_dim}"
     if spec.dtype == "float32" and "stats" in request.layouts:

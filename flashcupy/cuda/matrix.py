@@ -64,11 +64,15 @@ def _sm80(which: str, arch: str) -> list[MmaConfig]:
     shared = _SHARED.get(number, 99) << 10
     configs = [
         table_sm80.configure(Need(kind, head_dim, v_dim, (*_FEATURES[which], *own), block, shared))
-        for kind in _SM80_DTYPES
+        for kind in _sm80_kinds(divmod(number, 10))
         for head_dim, v_dim, block, own in _sm80_shapes(kind)
         if which == "plain" or not own  # "all" has dropout everywhere
     ]
     return list(dict.fromkeys(configs))
+
+
+def _sm80_kinds(compute_capability: tuple[int, int]) -> list[Kind]:
+    return [kind for kind in _SM80_DTYPES if kind != "split_tf32" or compute_capability in table_sm80.FAST_TF32]
 
 
 def _sm80_shapes(kind: Kind) -> list[_Shape]:
@@ -92,7 +96,7 @@ def _elementwise() -> list[KernelConfig]:
 
 def check_cases(compute_capability: tuple[int, int]) -> list[Case | PlainCase]:
     """Problems that together use every kernel of the tables, and every feature in every dtype, both ways."""
-    sm80 = _sm80_cases() if compute_capability >= (8, 0) else ()
+    sm80 = _sm80_cases(compute_capability) if compute_capability >= (8, 0) else ()
     plain = (PlainCase(function, acc) for function, acc in itertools.product(get_args(Elementwise), _ACCUMULATORS))
     return [*dict.fromkeys((*_cases(), *sm80)), *plain]
 
@@ -110,9 +114,10 @@ def _cases() -> Iterator[Case]:
         yield Case(dtype, 64, 64, tuple(FEATURES), (64, 64), _with_bias(wanted, tuple(FEATURES)))
 
 
-def _sm80_cases() -> Iterator[Case]:
+def _sm80_cases(compute_capability: tuple[int, int]) -> Iterator[Case]:
     """Where tensor cores serve: all that they are compiled for, and what is left to generic kernels then."""
-    for kind, (dtype, precision) in _SM80_DTYPES.items():
+    for kind in _sm80_kinds(compute_capability):
+        dtype, precision = _SM80_DTYPES[kind]
         for head_dim, v_dim, block, own in _sm80_shapes(kind):
             yield Case(dtype, head_dim, v_dim, own, _square(block), precision=precision)
     for feature in FEATURES:

@@ -11,6 +11,9 @@ from flashcupy.spec import AttentionSpec
 
 # Devices with less shared memory a block than any of compute capability 8.0 or newer has are not in the tables.
 LEAST_SHARED = 99 << 10
+# Compute capabilities whose tensor cores multiply TF32 more than three times as fast as FMA multiplies float32 (NVIDIA's
+# data sheets: A100, H100, B200 and their kin). On the others the two are about as fast, and three products are slower.
+FAST_TF32 = frozenset({(8, 0), (9, 0), (10, 0), (10, 3)})
 _RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
 
 
@@ -30,7 +33,7 @@ _Table = dict[int, tuple[Choice, ...]]
 
 _SIXTEEN_BITS: _Table = {
     32: (Choice(128, 128, 4, 2, 2),),
-    64: (Choice(128, 128, 4, 2, 2), Choice(128, 128, 4, 1, 2)),
+    64: (Choice(128, 128, 4, 2, 2), Choice(128, 64, 4, 2, 2)),
     96: (Choice(128, 64, 4, 2, 2), Choice(128, 64, 4, 1, 2), Choice(128, 32, 4, 1, 2)),
     128: (Choice(128, 64, 4, 2, 2), Choice(128, 64, 4, 1, 2), Choice(128, 32, 4, 1, 2)),
     192: (Choice(128, 64, 8, 1, 1),),
@@ -55,13 +58,14 @@ _TF32: _Table = {
 
 _SPLIT_TF32: _Table = {
     32: (Choice(64, 64, 4, 2, 2),),
-    64: (Choice(64, 64, 4, 2, 2), Choice(64, 64, 4, 1, 2)),
+    64: (Choice(64, 32, 4, 2, 2),),
     96: (Choice(64, 32, 4, 2, 2), Choice(64, 32, 4, 1, 2)),
     128: (Choice(64, 32, 4, 2, 2), Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1)),
     192: (Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1)),
     256: (Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1), Choice(64, 16, 4, 1, 1)),
 }
 
+_MOST_LOOKED_AT = 64  # keys of a tile where a list, a bias or a mask has to be read for them: addresses take registers
 _MOST_COLUMNS: dict[Kind, int] = {"f16": 256, "bf16": 256, "tf32": 256, "split_tf32": 128}
 
 
@@ -119,9 +123,13 @@ def bucket(dim: int) -> int:
 
 
 def _tiles(need: Need, choice: Choice) -> MmaTiles:
-    owner = choice.owner if need.block is None else min(choice.owner, need.block)
+    owner, walk = choice.owner, choice.walk
+    if need.block is not None:
+        owner = min(owner, need.block)
+    if need.block is not None or {"bias", "mask"} & set(need.features):
+        walk = min(walk, _MOST_LOOKED_AT)
     warps = min(choice.warps, owner // 16)
-    return MmaTiles(need.kind, owner, choice.walk, bucket(need.head_dim), _chunk(need), warps, choice.stages)
+    return MmaTiles(need.kind, owner, walk, bucket(need.head_dim), _chunk(need), warps, choice.stages)
 
 
 def _chunk(need: Need) -> int:

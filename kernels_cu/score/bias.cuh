@@ -15,10 +15,11 @@ struct Bias : Hook {
 
     template <class Fragment, class Bits, class Place>
     __device__ __forceinline__ void scores(Fragment& fragment, Bits& visible, const Place& place, Acc& factor) {
+        const ScoreElements<Tiles, Place> elements{bias, start, place};
 #pragma unroll
         for (int r = 0; r < Fragment::kRows; ++r) {
             Acc values[Fragment::kColumns];
-            load_row(values, r, visible, place);
+            load_row(values, r, visible, elements);
 #pragma unroll
             for (int c = 0; c < Fragment::kColumns; ++c) {
                 if (values[c] == -infinity<Acc>()) visible.set(r, c, false);
@@ -30,12 +31,14 @@ struct Bias : Hook {
 
 private:
     // Loads of a row are in flight together. A fragment of tensor cores is too large for a branch by alignment at each score.
-    template <int kColumns, class Bits, class Place>
-    __device__ __forceinline__ void load_row(Acc (&values)[kColumns], int r, const Bits& visible, const Place& place) const {
+    template <int kColumns, class Bits, class Elements>
+    __device__ __forceinline__ void load_row(
+        Acc (&values)[kColumns], int r, const Bits& visible, const Elements& elements) const {
+        const u8* row = elements.row(r);
         Raw<Acc> raw[kColumns] = {};
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-            const u8* address = start + place.query(r, c) * bias.row + place.key(r, c) * bias.column;
+            const u8* address = elements.at(row, r, c);
             values[c] = 0;
             if (!visible(r, c)) continue;
             if constexpr (Tiles::kAlignedOperands) raw[c].read(bias, address);

@@ -6,6 +6,38 @@
 #include <tile/fragment.cuh>
 #include <tile/math.cuh>
 
+// An array with an element for each score, `start` being the first of this head: where those of a thread's scores lie.
+template <class Tiles, class Place, bool kPatches = Tiles::kPatches>
+struct ScoreElements {
+    const Operand& operand;
+    const u8* start;
+    const Place& place;
+
+    __device__ __forceinline__ const u8* row(int) const { return start; }
+    __device__ __forceinline__ const u8* at(const u8* row, int r, int c) const {
+        return row + place.query(r, c) * operand.row + place.key(r, c) * operand.column;
+    }
+};
+
+// In patches the keys of columns 4 s to 4 s + 3 are neighbours of the first, whatever the row.
+template <class Tiles, class Place>
+struct ScoreElements<Tiles, Place, true> {
+    const Operand& operand;
+    const u8* start;
+    const Place& place;
+    i64 keys[Tiles::kColumns / 4];
+
+    __device__ __forceinline__ ScoreElements(const Operand& operand_, const u8* start_, const Place& place_)
+        : operand(operand_), start(start_), place(place_) {
+#pragma unroll
+        for (int s = 0; s < Tiles::kColumns / 4; ++s) keys[s] = place.key(0, 4 * s) * operand.column;
+    }
+    __device__ __forceinline__ const u8* row(int r) const { return start + place.query(r, 0) * operand.row; }
+    __device__ __forceinline__ const u8* at(const u8* row, int, int c) const {
+        return row + keys[c / 4] + (c % 2 + c % 4 / 2 * 8) * operand.column;
+    }
+};
+
 struct Hook {
     static constexpr bool kHides = false;  // whether it can hide a score of a tile that the schedule calls FULL
 

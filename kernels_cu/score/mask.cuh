@@ -15,12 +15,14 @@ struct Mask : Hook {
     // Loads of a row are in flight together.
     template <class Bits, class Place>
     __device__ __forceinline__ void hide(Bits& visible, const Place& place) const {
+        const ScoreElements<Tiles, Place> elements{mask, start, place};
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
+            const u8* row = elements.row(r);
             u8 allowed[Tiles::kColumns] = {};
 #pragma unroll
             for (int c = 0; c < Tiles::kColumns; ++c)
-                if (visible(r, c)) allowed[c] = start[place.query(r, c) * mask.row + place.key(r, c) * mask.column];
+                if (visible(r, c)) allowed[c] = *elements.at(row, r, c);
 #pragma unroll
             for (int c = 0; c < Tiles::kColumns; ++c)
                 if (allowed[c] == 0) visible.set(r, c, false);

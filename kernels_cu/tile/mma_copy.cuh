@@ -59,7 +59,7 @@ __device__ __forceinline__ void gather_rows(
             if constexpr (kItem == 2) word |= static_cast<u32>(read<u16>(element, operand.unaligned)) << (16 * n);
             else word = read<u32>(element, operand.unaligned);
         }
-        if constexpr (kRounds) word = Tiles::Kind::rounded(word);
+        if constexpr (kRounds) word = Tiles::Kind::rounded_any(word);
         *reinterpret_cast<u32*>(to + swizzled<kPitch>(r, byte)) = word;
     }
 }
@@ -109,7 +109,7 @@ __device__ __forceinline__ void round_rows(u8* rows, const Operand& operand, con
             if (!own.has_byte(across)) break;
             Piece* piece = reinterpret_cast<Piece*>(rows + swizzled<kPitch>(own.own_row + r, own.byte + across));
             Piece value = *piece;
-            for (u32& word : value.words) word = Tiles::Kind::rounded(word);
+            for (u32& word : value.words) word = Tiles::Kind::rounded_any(word);
             *piece = value;
         }
     }
@@ -158,7 +158,7 @@ __device__ __forceinline__ void prepare_queries(u8* q, bool negate) {
         const int r = place / (Tiles::kHeadBytes / 4), byte = place % (Tiles::kHeadBytes / 4) * 4;
         u32* own = reinterpret_cast<u32*>(q + swizzled<Tiles::kHeadPitch>(r, byte));
         u32 word = negate ? *own ^ Tiles::Kind::kSign : *own;
-        if constexpr (Tiles::Kind::kRounds) word = Tiles::Kind::rounded(word);
+        if constexpr (Tiles::Kind::kRounds) word = Tiles::Kind::rounded_any(word);
         *own = word;
     }
 }

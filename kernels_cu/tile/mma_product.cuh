@@ -18,14 +18,14 @@ struct MmaResult {
 // Left operands: the warp's rows of q; at(16 m, step * kStepBytes) is where the lane's row of step `step` lies.
 template <class Tiles>
 __device__ __forceinline__ LaneRows<Tiles::kHeadPitch> left_rows(const u8* q) {
-    const int lane = thread_index_anew() % 32;
-    return {q, Tiles::first_warp_row() + lane % 16, lane / 16 * 16};
+    const u32 thread = thread_index_anew(), lane = thread % 32;
+    return {q, thread / 32 * 16 * Tiles::kMTiles + lane % 16, lane / 16 * 16};
 }
 
 // Right operands: 16 keys at a time; at(8 n, step * kStepBytes).
 template <class Tiles>
 __device__ __forceinline__ LaneRows<Tiles::kHeadPitch> right_rows(const u8* k) {
-    const int lane = thread_index_anew() % 32;
+    const u32 lane = thread_index_anew() % 32;
     return {k, lane % 8 + lane / 16 * 8, lane / 8 % 2 * 16};
 }
 
@@ -36,6 +36,24 @@ __device__ __forceinline__ void multiply(Fragment<Tiles>& to, int m, int n, cons
                           to.at[2 * m + 1][2 * n + 1], a, b0, b1);
 }
 
+template <class Tiles>
+__device__ __forceinline__ void product_step(
+    Fragment<Tiles>& scores, const LaneRows<Tiles::kHeadPitch>& left, const LaneRows<Tiles::kHeadPitch>& right, int step) {
+    u32 a[Tiles::kMTiles][4];
+#pragma unroll
+    for (int m = 0; m < Tiles::kMTiles; ++m) load_matrices(a[m], left.at(16 * m, step * kStepBytes));
+#pragma unroll
+    for (int n = 0; n < Tiles::kWalk / 8; n += 2) {
+        u32 b[4];
+        load_matrices(b, right.at(8 * n, step * kStepBytes));
+#pragma unroll
+        for (int m = 0; m < Tiles::kMTiles; ++m) {
+            multiply(scores, m, n, a[m], b[0], b[1]);
+            multiply(scores, m, n + 1, a[m], b[2], b[3]);
+        }
+    }
+}
+
 // scores = q k^T.
 template <class Tiles>
 __device__ __forceinline__ void product(Fragment<Tiles>& scores, const u8* q, const u8* k) {
@@ -43,23 +61,12 @@ __device__ __forceinline__ void product(Fragment<Tiles>& scores, const u8* q, co
         for (float& score : row) score = 0;
     const auto left = left_rows<Tiles>(q);
     const auto right = right_rows<Tiles>(k);
-    // Unrolled in full the loads of all steps come first, and take registers that there are not.
-#pragma unroll 2
-    for (int step = 0; step < Tiles::kHeadBytes / kStepBytes; ++step) {
-        u32 a[Tiles::kMTiles][4];
-#pragma unroll
-        for (int m = 0; m < Tiles::kMTiles; ++m) load_matrices(a[m], left.at(16 * m, step * kStepBytes));
-#pragma unroll
-        for (int n = 0; n < Tiles::kWalk / 8; n += 2) {
-            u32 b[4];
-            load_matrices(b, right.at(8 * n, step * kStepBytes));
-#pragma unroll
-            for (int m = 0; m < Tiles::kMTiles; ++m) {
-                multiply(scores, m, n, a[m], b[0], b[1]);
-                multiply(scores, m, n + 1, a[m], b[2], b[3]);
-            }
-        }
-    }
+    // The first steps apart: where the compiler sees them, sums start from no register. Unrolled in full the loads of all
+    // steps come first, and take registers that there are not.
+    product_step(scores, left, right, 0);
+    product_step(scores, left, right, 1);
+#pragma unroll 3
+    for (int step = 2; step < Tiles::kHeadBytes / kStepBytes; ++step) product_step(scores, left, right, step);
 }
 
 // Which of a lane's keys any row of the warp sees: the others' values may be NaN, and 0 * NaN is NaN.
@@ -93,7 +100,7 @@ template <bool kMayHideKeys, class Tiles>
 __device__ __forceinline__ void accumulate_halves(
     MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
     const auto& w = weights.at;
-    const int lane = thread_index_anew() % 32;
+    const u32 lane = thread_index_anew() % 32;
     const LaneRows<Tiles::kVPitch> right(v, lane % 16, lane / 16 * 16);
 #pragma unroll
     for (int step = 0; step < Tiles::kWalk / 16; ++step) {
@@ -123,15 +130,19 @@ __device__ __forceinline__ void accumulate_halves(
 // key 2 t, and t + 4 is key 2 t + 1.
 template <class Tiles>
 struct ValueWords {
-    LaneRows<Tiles::kVPitch> even, odd;
+    const u8 *even, *odd;  // the lane's rows, and by how they swizzle
+    int even_swizzle, odd_swizzle;
 
     __device__ __forceinline__ ValueWords(const u8* v, int lane)
-        : even(v, lane % 4 * 2, lane / 4 * 4), odd(v, lane % 4 * 2 + 1, lane / 4 * 4) {}
+        : even(v + lane % 4 * 2 * Tiles::kVPitch + lane / 4 * 4 % 16), odd(even + Tiles::kVPitch),
+          even_swizzle(lane / 16 * 16 ^ swizzle_of<Tiles::kVPitch>(lane % 4 * 2)),
+          odd_swizzle(lane / 16 * 16 ^ swizzle_of<Tiles::kVPitch>(lane % 4 * 2 + 1)) {}
 
     // Columns [8 n, 8 n + 8).
     __device__ __forceinline__ void load(u32 (&b)[2], int j, int n) const {
-        b[0] = *reinterpret_cast<const u32*>(even.at(8 * j, 32 * n));
-        b[1] = *reinterpret_cast<const u32*>(odd.at(8 * j, 32 * n));
+        const int rest = 8 * j * Tiles::kVPitch + 32 * n / 128 * 128;
+        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ 32 * n % 128));
+        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ 32 * n % 128));
     }
 };
 

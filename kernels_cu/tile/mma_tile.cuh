@@ -37,7 +37,7 @@ struct BF16 {
 };
 
 // float32 rounded to 10 bits of mantissa. The hardware drops the others: half a unit first makes that rounding, and
-// would make a number of some NaN.
+// would make numbers of some NaN, which the dropped bits may be all of.
 struct TF32 {
     static constexpr bool kSplit = false, kRounds = true;
     static constexpr u32 kSign = 0x80000000u;
@@ -48,7 +48,18 @@ struct TF32 {
     }
     __device__ static __forceinline__ u32 rounded(u32 bits) {
         const float value = float_of_bits(bits);
-        return value == value ? bits + 0x1000u : bits;
+        return value == value ? bits + 0x1000u : kNan;
+    }
+    // The same of anything: the sum may not lend infinity a mantissa.
+    __device__ static __forceinline__ u32 rounded_any(u32 bits) {
+        return fabsf(float_of_bits(bits)) < infinity<float>() ? bits + 0x1000u : rounded_special(bits);
+    }
+
+private:
+    static constexpr u32 kNan = 0x7fffffffu;
+    __device__ static __forceinline__ u32 rounded_special(u32 bits) {
+        const float value = float_of_bits(bits);
+        return value == value ? bits : kNan;
     }
 };
 
@@ -124,13 +135,12 @@ __device__ __forceinline__ int swizzled(int row, int byte) { return row * kPitch
 // that the compiler knows stay apart from the lane's, so that few addresses serve all.
 template <int kPitch>
 struct LaneRows {
-    const u8* start;
-    int swizzle;
+    u32 start, swizzle;  // addresses in shared memory: generic ones would take twice the arithmetic
 
-    __device__ __forceinline__ LaneRows(const u8* rows, int row, int byte)
-        : start(rows + row * kPitch + byte % 16), swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(row)) {}
-    __device__ __forceinline__ const u8* at(int rows_below, int byte) const {
-        return start + (rows_below * kPitch + byte / 128 * 128) + (swizzle ^ byte % 128);
+    __device__ __forceinline__ LaneRows(const u8* rows, u32 row, u32 byte)
+        : start(shared_address(rows) + row * kPitch + byte % 16), swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(row)) {}
+    __device__ __forceinline__ const u8* at(u32 rows_below, u32 byte) const {
+        return shared_pointer(start + (swizzle ^ byte % 128) + (rows_below * kPitch + byte / 128 * 128));
     }
 };
 

@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(64) every_ptx_wrapper(const __grid_
 
     shared.words[thread] = multiply_high(params.words[place], block_count());
     block_sync();
-    const u32 word = shared.words[thread ^ 1];
+    const u32 word = *reinterpret_cast<const u32*>(shared_pointer(shared_address(&shared.words[thread ^ 1])));
     warp_sync();
 
     params.words[place] = shuffle_xor(word, 1) + thread_index_anew();

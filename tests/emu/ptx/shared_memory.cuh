@@ -3,6 +3,12 @@
 
 #include <types.cuh>
 
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+    return static_cast<u32>(static_cast<const u8*>(pointer) - emu_shared_memory(0));
+}
+
+__device__ __forceinline__ const u8* shared_pointer(u32 address) { return emu_shared_memory(0) + address; }
+
 template <class Plan>
 __device__ __forceinline__ Plan& shared_memory() {
     static_assert(alignof(Plan) <= 128, "dynamic shared memory is aligned to 128 bytes");
