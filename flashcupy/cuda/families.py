@@ -61,7 +61,7 @@ def _why_not_sm80(request: Request) -> str | None:
     if spec.dtype == "float64":
         return "has no float64"
     if spec.dtype == "float32" and spec.precision == "highest" and (major, minor) not in FAST_TF32:
-        return f"takes three products for one of float32, which plain FMA outruns on compute capability {major}.{minor}"
+        return f"takes three products for one of float32, not known to pay on compute capability {major}.{minor}"
     if spec.head_dim > BUCKETS[-1]:
         return f"takes a head_dim of at most {BUCKETS[-1]}, this one is {spec.head_dim}"
     if spec.dtype == "float32" and "stats" in request.layouts:

@@ -11,9 +11,9 @@ from flashcupy.spec import AttentionSpec
 
 # Devices with less shared memory a block than any of compute capability 8.0 or newer has are not in the tables.
 LEAST_SHARED = 99 << 10
-# Compute capabilities whose tensor cores multiply TF32 more than three times as fast as FMA multiplies float32 (NVIDIA's
-# data sheets: A100, H100, B200 and their kin). On the others the two are about as fast, and three products are slower.
-FAST_TF32 = frozenset({(8, 0), (9, 0), (10, 0), (10, 3)})
+# Compute capabilities whose tensor cores multiply TF32 well over three times as fast as FMA multiplies float32: A100,
+# H100 and their kin by NVIDIA's data sheets. On GeForce the two are about as fast; of newer ones it is not known.
+FAST_TF32 = frozenset({(8, 0), (9, 0)})
 _RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
 
 
@@ -65,7 +65,8 @@ _SPLIT_TF32: _Table = {
     256: (Choice(64, 32, 4, 1, 2), Choice(64, 32, 4, 1, 1), Choice(64, 16, 4, 1, 1)),
 }
 
-_MOST_LOOKED_AT = 64  # keys of a tile where a list, a bias or a mask has to be read for them: addresses take registers
+# Keys of a tile at most, where a list, a bias or a mask has to be read for them: addresses take registers.
+_MOST_LOOKED_AT, _MOST_LISTED = 64, 32
 _MOST_COLUMNS: dict[Kind, int] = {"f16": 256, "bf16": 256, "tf32": 256, "split_tf32": 128}
 
 
@@ -125,8 +126,8 @@ def bucket(dim: int) -> int:
 def _tiles(need: Need, choice: Choice) -> MmaTiles:
     owner, walk = choice.owner, choice.walk
     if need.block is not None:
-        owner = min(owner, need.block)
-    if need.block is not None or {"bias", "mask"} & set(need.features):
+        owner, walk = min(owner, need.block), min(walk, _MOST_LOOKED_AT if _chunk(need) <= 64 else _MOST_LISTED)
+    if {"bias", "mask"} & set(need.features):
         walk = min(walk, _MOST_LOOKED_AT)
     warps = min(choice.warps, owner // 16)
     return MmaTiles(need.kind, owner, walk, bucket(need.head_dim), _chunk(need), warps, choice.stages)
