@@ -14,7 +14,7 @@ from backends import EmuBackend
 from emu import build
 from emu.device import EmuError
 from emu.faults import FAULTS, Fault
-from emu.probes import PROBES, Probe
+from emu.probes import PROBES, Probe, family
 
 from flashcupy.cuda import compile as compiling
 from flashcupy.cuda import config, serve, sources
@@ -43,9 +43,9 @@ def _copy(folder: Path) -> Path:
 
 
 @contextmanager
-def _kernels_of(folder: Path, cache: Path) -> Iterator[EmuBackend]:
-    """A device of its own whose kernels come from `folder`."""
-    backend = EmuBackend()
+def _kernels_of(folder: Path, cache: Path, probe: str) -> Iterator[EmuBackend]:
+    """A device of its own for a probe, whose kernels come from `folder`."""
+    backend = EmuBackend(family(probe))
     with backend.active(), config.use_tiles("small"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLASHCUPY_CACHE_DIR", str(cache))
         for module in (sources, compiling):
@@ -96,7 +96,7 @@ def test_faults_and_probes_belong_together():
 @pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
 def test_without_a_fault_nothing_is_caught(probe, tmp_path):
-    with _kernels_of(_copy(tmp_path), tmp_path) as backend:
+    with _kernels_of(_copy(tmp_path), tmp_path, probe) as backend:
         PROBES[probe](backend)
 
 
@@ -115,7 +115,7 @@ def caught(request):
 def test_fault_is_caught(fault, caught, tmp_path):
     folder = _copy(tmp_path)
     fault.apply(folder)
-    with _kernels_of(folder, tmp_path) as backend:
+    with _kernels_of(folder, tmp_path, fault.probe) as backend:
         error = _complaint(PROBES[fault.probe], backend)
     assert error is not None, f"{fault}: probe {fault.probe!r} does not catch it"
     caught[fault] = kind = _kind(error)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from emu.faults.fault import Fault
 from emu.faults.kernels import KERNELS
+from emu.faults.mma import MMA
 from emu.faults.schedule import SCHEDULE
 from emu.faults.score import SCORE
 from emu.faults.tile import TILE
 
 __all__ = ["FAULTS", "Fault"]
 
-FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS)
+FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *MMA)

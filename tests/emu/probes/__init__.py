@@ -19,18 +19,18 @@ from emu.probes.memory import (
     rows_that_see_nothing,
     rows_that_see_one_key,
 )
+from emu.probes.mma import MMA
 from emu.probes.numbers import dropout_of_everything, from_lse, infinite_values, long_rows, merge, real_tiles
 from emu.probes.schedules import full_lists, lists, packed, wild_lengths, wild_packing
 
-__all__ = ["PROBES", "Probe"]
-
+__all__ = ["PROBES", "Probe", "family"]
 
 _WIDE_BLOCKS = Sizes(batch=(2,), q_heads=4, kv_heads=2, q_len=100, kv_len=130, head_dim=4, v_dim=4)
 _TWO_BATCHES = Sizes(batch=(2,), q_heads=4, kv_heads=2, q_len=45, kv_len=77, head_dim=4, v_dim=4)
 
 _LARGE_OFFSET = (0x123456789ABCDEF0, 0x0FEDCBA987654321)
 
-PROBES: dict[str, Probe] = {
+GENERIC: dict[str, Probe] = {
     "forward": forward(),
     "backward": both(),
     "real tiles": real_tiles("float64"),
@@ -84,3 +84,10 @@ PROBES: dict[str, Probe] = {
     "from lse": from_lse,
     "merge": merge,
 }
+
+PROBES = GENERIC | MMA
+
+
+def family(probe: str) -> str:
+    """The kernels that a probe is of: `EmuBackend` takes it."""
+    return "sm80" if probe in MMA else "generic"

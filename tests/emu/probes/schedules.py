@@ -14,7 +14,7 @@ from emu.probes.agree import EVEN, Probe, agree, problem
 from flashcupy import reference
 
 
-def _block_mask(sizes: Sizes, block_size: tuple[int, int], batch: int = 1) -> fc.BlockMask:
+def block_mask(sizes: Sizes, block_size: tuple[int, int], batch: int = 1) -> fc.BlockMask:
     """FULL blocks, empty ones, and PARTIAL ones of many patterns; another list for each row, head and batch entry."""
     rng = np.random.default_rng(1)
     rows, columns = -(-sizes.q_len // block_size[0]), -(-sizes.kv_len // block_size[1])
@@ -34,7 +34,7 @@ def lists(
     **options: Any,
 ) -> Probe:
     def run(backend: EmuBackend) -> None:
-        mask = {"block_mask": _block_mask(sizes, block_size, batch)}
+        mask = {"block_mask": block_mask(sizes, block_size, batch)}
         agree(backend, problem(features, sizes, mask | options), wrt=wrt)
 
     return run
