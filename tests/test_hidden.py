@@ -134,6 +134,33 @@ def test_a_bias_of_nan_is_shown_not_hidden(backend):
     assert np.isfinite(np.delete(out, 3, axis=-2)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_least_bias_hides_among_others_and_is_equal_among_its_like(backend, dtype):
+    """What many write for -inf. Times log2(e) it would be."""
+    q, k, v, _ = _operands(dtype)
+    bias = np.zeros((40, 40), dtype)
+    bias[:, 30:] = np.finfo(dtype).min
+    hidden = backend.api.attention(q, k, v, bias=bias)
+    bias[3] = np.finfo(dtype).min
+    out = backend.api.attention(q, k, v, bias=bias)
+    assert np.array_equal(np.delete(out, 3, axis=-2), np.delete(hidden, 3, axis=-2))
+    if dtype != "float16":  # whose least number is not so large that products were lost beside it
+        mean = v.astype(np.float64).mean(axis=-2)
+        assert np.abs(out[..., 3, :] - mean).max() < 64 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_score_of_minus_infinity_has_no_weight(backend, dtype):
+    q, k, v, _ = _operands(dtype)
+    q = np.abs(q) + q.dtype.type(0.1)
+    mask = np.ones((40, 40), np.bool_)
+    mask[:, 20] = False
+    expected = backend.api.attention(q, k, v, mask=mask)
+    k[..., 20, :] = -np.inf
+    assert np.array_equal(backend.api.attention(q, k, v, mask=np.ones_like(mask)), expected)
+    assert np.isfinite(backend.api.attention(q, k, v)).all()
+
+
 @pytest.mark.parametrize("side", [2**62, 2**63 - 1, 2**64])
 def test_a_window_wider_than_everything_is_unbounded(backend, side):
     q, k, v, _ = _operands()

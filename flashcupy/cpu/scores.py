@@ -116,7 +116,7 @@ class Scores:
         heads, unit = self._cells.heads, self._arithmetic.unit
         bias = heads.bias_tile(*block, columns)
         if bias is not None:
-            out += np.multiply(bias, unit, dtype=out.dtype, casting="unsafe")
+            out += _in_unit(bias, unit, out.dtype)
         if heads.slopes is not None:
             # Far from the diagonal penalty and reference are large and cancel: in float64, and rounded once.
             penalty = self._distance(block, columns) * (heads.slopes.astype(np.float64) * unit)
@@ -173,3 +173,13 @@ class Dropout:
             for stream in self._streams
         ]
         return as_bits(np.stack(masks), self._arithmetic)
+
+
+def _in_unit(bias: np.ndarray, unit: float, dtype: np.dtype) -> np.ndarray:
+    """Multiply; the least finite biases, by which some hide, do not become -inf: rows of nothing else weigh equally."""
+    product = np.multiply(bias, unit, dtype=dtype, casting="unsafe")
+    most = np.finfo(dtype).max
+    beyond = bias < -most / unit
+    if beyond.any():
+        np.copyto(product, -most, where=beyond & (bias != -np.inf))
+    return product

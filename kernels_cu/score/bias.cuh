@@ -23,13 +23,19 @@ struct Bias : Hook {
 #pragma unroll
             for (int c = 0; c < Fragment::kColumns; ++c) {
                 if (values[c] == -infinity<Acc>()) visible.set(r, c, false);
-                fragment.at[r][c] = multiply_add(fragment.at[r][c], factor, values[c] * static_cast<Acc>(kLog2E));
+                fragment.at[r][c] = multiply_add(fragment.at[r][c], factor, in_log2(values[c]));
             }
         }
         factor = 1;
     }
 
 private:
+    // The least finite biases, by which some hide, may not become -inf: a row of nothing else has equal weights.
+    __device__ __forceinline__ static Acc in_log2(Acc value) {
+        const Acc least = -most<Acc>() / static_cast<Acc>(kLog2E);
+        return value < least ? -most<Acc>() : value * static_cast<Acc>(kLog2E);
+    }
+
     // Loads of a row are in flight together. A fragment of tensor cores is too large for a branch by alignment at each score.
     template <int kColumns, class Bits, class Elements>
     __device__ __forceinline__ void load_row(

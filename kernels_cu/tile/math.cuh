@@ -19,6 +19,12 @@ __device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x);
 template <class Acc>
 __device__ __forceinline__ Acc infinity() { return static_cast<Acc>(float_of_bits(0x7f800000u)); }
 
+// The largest finite number.
+template <class Acc>
+__device__ __forceinline__ Acc most() { return static_cast<Acc>(1.7976931348623157e308); }
+template <>
+__device__ __forceinline__ float most<float>() { return float_of_bits(0x7f7fffffu); }
+
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 

@@ -27,11 +27,17 @@ struct StepSum {
     }
 };
 
-// scores = q k^T. The small products come first.
+// What small products add: nothing where an operand is infinite, and they are inf - inf.
+__device__ __forceinline__ float finite_or_zero(float small) { return fabsf(small) < infinity<float>() ? small : 0; }
+
+// scores = q k^T.
 template <class Tiles>
 __device__ __forceinline__ void product_split(Fragment<Tiles>& scores, const u8* q, const u8* k) {
-    for (auto& row : scores.at)
-        for (float& score : row) score = 0;
+    Fragment<Tiles> small;
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c) scores.at[r][c] = small.at[r][c] = 0;
     const auto left = left_rows<Tiles>(q);
     const auto right = right_rows<Tiles>(k);
 #pragma unroll 2
@@ -52,18 +58,22 @@ __device__ __forceinline__ void product_split(Fragment<Tiles>& scores, const u8*
             for (int m = 0; m < Tiles::kMTiles; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
+                    multiply(small, m, n + half, a[m].low, b.high[2 * half], b.high[2 * half + 1]);
+                    multiply(small, m, n + half, a[m].high, b.low[2 * half], b.low[2 * half + 1]);
                     StepSum sum = {};
-                    sum.multiply(a[m].low, b.high[2 * half], b.high[2 * half + 1]);
-                    sum.multiply(a[m].high, b.low[2 * half], b.low[2 * half + 1]);
                     sum.multiply(a[m].high, b.high[2 * half], b.high[2 * half + 1]);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) scores.at[2 * m + i / 2][2 * (n + half) + i % 2] += sum.at[i];
                 }
         }
     }
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c) scores.at[r][c] += finite_or_zero(small.at[r][c]);
 }
 
-// result += weights v, the tile's sum from zero. Where v is infinite the small products are inf - inf: left out.
+// result += weights v, the tile's sum from zero.
 template <bool kMayHideKeys, class Tiles>
 __device__ __forceinline__ void accumulate_split(
     MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
@@ -98,10 +108,7 @@ __device__ __forceinline__ void accumulate_split(
                 for (int i = 0; i < 4; ++i) part[i] += sum.at[i];
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float small = low_high.at[i] + high_low.at[i];
-                part[i] += fabsf(small) < infinity<float>() ? small : 0;
-            }
+            for (int i = 0; i < 4; ++i) part[i] += finite_or_zero(low_high.at[i] + high_low.at[i]);
             result.at[2 * m][n].add(part[0], part[1]);
             result.at[2 * m + 1][n].add(part[2], part[3]);
         }

@@ -50,13 +50,14 @@ struct TF32 {
         const float value = float_of_bits(bits);
         return value == value ? bits + 0x1000u : kNan;
     }
-    // The same of anything: the sum may not lend infinity a mantissa.
+    // The same of anything: the sum may neither become infinity nor lend it a mantissa.
     __device__ static __forceinline__ u32 rounded_any(u32 bits) {
-        return fabsf(float_of_bits(bits)) < infinity<float>() ? bits + 0x1000u : rounded_special(bits);
+        return fabsf(float_of_bits(bits)) <= float_of_bits(kMost) ? bits + 0x1000u : rounded_special(bits);
     }
 
 private:
     static constexpr u32 kNan = 0x7fffffffu;
+    static constexpr u32 kMost = 0x7f7fefffu;
     __device__ static __forceinline__ u32 rounded_special(u32 bits) {
         const float value = float_of_bits(bits);
         return value == value ? bits : kNan;

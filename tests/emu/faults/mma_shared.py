@@ -45,7 +45,7 @@ MMA_SHARED: tuple[Fault, ...] = (
     ),
     *faults_in(
         "score/scale.cuh",
-        ("the factor is left to nobody", "            factor = to_log2;\n", "", "mma"),
+        ("the factor is left to nobody", "            factor = to_log2 + to_log2_low;\n", "", "mma"),
     ),
     *faults_in(
         "score/softcap.cuh",
@@ -56,8 +56,8 @@ MMA_SHARED: tuple[Fault, ...] = (
     *faults_in(
         "score/bias.cuh",
         ("the factor counts twice", "        factor = 1;\n", "", "mma bias"),
-        ("the factor does not count", "multiply_add(fragment.at[r][c], factor, values[c]",
-         "multiply_add(fragment.at[r][c], 1, values[c]", "mma bias"),
+        ("the factor does not count", "multiply_add(fragment.at[r][c], factor, in_log2",
+         "multiply_add(fragment.at[r][c], 1, in_log2", "mma bias"),
     ),
     *faults_in(
         "score/alibi.cuh",

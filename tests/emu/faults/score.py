@@ -30,7 +30,7 @@ SCORE: tuple[Fault, ...] = (
          "bias"),
         ("-inf does not hide", "if (values[c] == -infinity<Acc>()) visible.set(r, c, false);", "", "hidden by bias",
          "bits"),
-        ("bias in natural units", "values[c] * static_cast<Acc>(kLog2E)", "values[c]", "bias"),
+        ("bias in natural units", "value * static_cast<Acc>(kLog2E)", "value", "bias"),
         ("bias read beyond its rows", "if (!visible(r, c)) continue;", "", "bias", "bounds nan"),
     ),
     *faults_in(
