@@ -135,7 +135,7 @@ private:
         Seen seen = {0xffffffffu};
         if constexpr (kMayHideKeys) seen = seen_by_warp(visible);
         softmax_.update(scores, factor, out_);
-        drop(scores, bits.kept);
+        keep_only(scores, bits.kept);
         if constexpr (Kind::kSplit) accumulate_split<kMayHideKeys>(out_, scores, v, seen);
         else if constexpr (Kind::kItem == 2) accumulate_halves<kMayHideKeys>(out_, scores, v, seen);
         else accumulate_words<kMayHideKeys>(out_, scores, v, seen);

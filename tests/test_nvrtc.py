@@ -119,18 +119,7 @@ def test_the_log_is_read_by_entry():
 
 
 def test_a_kernel_that_spills_is_caught():
-    source = """
-    extern "C" __global__ void __launch_bounds__(1024) spills(double* x, int n) {
-        double kept[64];
-        #pragma unroll
-        for (int i = 0; i < 64; i++) kept[i] = x[i * 1024 + threadIdx.x];
-        for (int r = 0; r < n; r++) {
-            #pragma unroll
-            for (int i = 0; i < 64; i++) kept[i] = kept[i] * kept[(i * 7 + 3) % 64] + x[r];
-        }
-        #pragma unroll
-        for (int i = 0; i < 64; i++) x[i * 1024 + threadIdx.x] = kept[i];
-    }"""
+    source = (Path(__file__).parent / "data" / "spills.cu").read_text()
     config = Config("spills", 1024, 0, source)
     (fault,) = nvrtc.compile_config(nvrtc_library(MATRIX_NVRTC), config, "sm_80").faults()
     assert fault.startswith("spills on sm_80: spills ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import sass
@@ -81,18 +82,7 @@ extern "C" __global__ void __launch_bounds__(32) tiny(const u8* from, float* to,
 }
 """
 
-SPILLS = """
-extern "C" __global__ void __launch_bounds__(1024) spills(double* x, int n) {
-    double kept[64];
-    #pragma unroll
-    for (int i = 0; i < 64; i++) kept[i] = x[i * 1024 + threadIdx.x];
-    for (int r = 0; r < n; r++) {
-        #pragma unroll
-        for (int i = 0; i < 64; i++) kept[i] = kept[i] * kept[(i * 7 + 3) % 64] + x[r];
-    }
-    #pragma unroll
-    for (int i = 0; i < 64; i++) x[i * 1024 + threadIdx.x] = kept[i];
-}"""
+SPILLS = (Path(__file__).parent / "data" / "spills.cu").read_text()
 
 HMMA = {
     "f16": "HMMA.16816.F32",

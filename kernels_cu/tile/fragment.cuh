@@ -43,6 +43,14 @@ __device__ __forceinline__ Bits<Tiles> equal_bits(bool value) {
     return bits;
 }
 
+template <class Tiles>
+__device__ __forceinline__ void keep_only(Fragment<Tiles>& fragment, const Bits<Tiles>& kept) {
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+        for (int c = 0; c < Tiles::kColumns; ++c) fragment.at[r][c] = kept(r, c) ? fragment.at[r][c] : 0;
+}
+
 // Coordinates of a thread's scores: the owner is the query, or, transposed, the key.
 template <class Tiles, class Tile, bool kTransposed>
 struct Place {

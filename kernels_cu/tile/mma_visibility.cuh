@@ -31,11 +31,3 @@ __device__ __forceinline__ void hide(Fragment<Tiles>& scores, const Bits<Tiles>&
 #pragma unroll
         for (int c = 0; c < Tiles::kColumns; ++c) scores.at[r][c] = visible(r, c) ? scores.at[r][c] : -infinity<float>();
 }
-
-template <class Tiles>
-__device__ __forceinline__ void drop(Fragment<Tiles>& weights, const Bits<Tiles>& kept) {
-#pragma unroll
-    for (int r = 0; r < Tiles::kRows; ++r)
-#pragma unroll
-        for (int c = 0; c < Tiles::kColumns; ++c) weights.at[r][c] = kept(r, c) ? weights.at[r][c] : 0;
-}

@@ -15,11 +15,3 @@ __device__ __forceinline__ Bits<Tiles> visible_bits(const Schedule& schedule, co
             visible.set(r, c, schedule.visible(tile, place.owner(r), place.local_column(c)));
     return visible;
 }
-
-template <class Tiles>
-__device__ __forceinline__ void keep_only(Fragment<Tiles>& fragment, const Bits<Tiles>& kept) {
-#pragma unroll
-    for (int r = 0; r < Tiles::kRows; ++r)
-#pragma unroll
-        for (int c = 0; c < Tiles::kColumns; ++c) fragment.at[r][c] = kept(r, c) ? fragment.at[r][c] : 0;
-}
