@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from cases import FEATURES, NUMBERS, SHAPES, Case, Sizes, pairs
-from harness import check
+from harness import check, check_forward
 from naive import assert_close, naive
 
 from flashcupy import reference
@@ -56,13 +56,15 @@ def test_everything_at_once(backend, sizes):
 def test_each_pair_in_each_dtype_and_shape(backend, features, dtype):
     # The bound of float64 is absolute. The others' compares with the naive computation, which needs rows and keys in
     # number: with one row a head the largest error of either is one row's luck, with one key naive makes none at all.
+    # Where tensor cores are emulated the backward is the other emulated GPU's.
+    against_oracle = check_forward if backend.name == "emu_sm80" else check
     for number, sizes in enumerate(SHAPES if dtype == "float64" else SHAPES[:3]):
         case = Case(features, dtype, sizes, seed=1)
         if number % 2:
-            check(case, backend, pooled_size=1 << 14)
+            against_oracle(case, backend, pooled_size=1 << 14)
         else:
             with backend.small_tiles():
-                check(case, backend, pooled_size=1 << 14)
+                against_oracle(case, backend, pooled_size=1 << 14)
 
 
 @pytest.mark.parametrize("features", [(), ("causal",), ("window", "sinks"), ("blocks", "causal"), ("dropout", "bias")])
