@@ -208,8 +208,10 @@ def attention_bwd(
     dlse : array, shape and dtype of lse, optional
         Gradient with respect to the log-sum-exp, where the loss uses it.
     deterministic : bool
-        Bitwise equal results from run to run. CUDA kernels always are, and so is the NumPy backend, except for the
-        gradient of a bias that broadcasts over batch, heads or rows: then True makes the call run on one thread.
+        Bitwise equal results from run to run, in the same memory. Without it results may differ in the last bits: on a
+        GPU dq of float16 and bfloat16, which blocks of keys add to in any order (with it, P is computed twice, seven
+        products in place of five); in NumPy the gradient of a bias that broadcasts over batch, heads or rows (with it,
+        the call runs on one thread).
     out : AttentionGrads of arrays or None, optional
         Where to write gradients: exact shape, dtype of the input (or float32 for 16-bit inputs).
 

@@ -29,7 +29,7 @@ public:
         Schedule schedule(params_.lists, work_, work_.head, params_.q_heads, query_band(params_, sequence_), first_row_,
                           Tiles::kOwner, shared_.schedule);
         for (Tile tile; schedule.next(tile);) {
-            if (Hooks::kHides || tile.partial) visit<true>(schedule, tile);
+            if (Hooks::kHides || schedule.partial(tile)) visit<true>(schedule, tile);
             else visit<false>(schedule, tile);
         }
         if (given(params_.dq))
@@ -128,7 +128,7 @@ private:
         Schedule schedule(params_.transposed_lists, work_, head, params_.q_heads, key_band(params_, sequence_), first_row_,
                           Tiles::kOwner, shared_.schedule);
         for (Tile tile; schedule.next(tile);) {
-            if (Hooks::kHides || tile.partial) visit<true>(hooks, operands, schedule, tile, head);
+            if (Hooks::kHides || schedule.partial(tile)) visit<true>(hooks, operands, schedule, tile, head);
             else visit<false>(hooks, operands, schedule, tile, head);
         }
     }
@@ -178,7 +178,7 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dkv_generic(const AttentionParams& params) {
     auto& shared = shared_memory<KeyShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.kv_len, Tiles::kOwner), params.kv_heads);
+    StaticScheduler scheduler(params, ceil_div(params.kv_len, Tiles::kOwner), params.kv_heads, Order::kFirstFirst);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.k.allotted) continue;

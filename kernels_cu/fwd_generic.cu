@@ -24,7 +24,7 @@ public:
         Schedule schedule(params_.lists, work_, work_.head, params_.q_heads, query_band(params_, sequence_), first_row_,
                           Tiles::kOwner, shared_.schedule);
         for (Tile tile; schedule.next(tile);) {
-            if (Hooks::kHides || tile.partial) visit<true>(schedule, tile);
+            if (Hooks::kHides || schedule.partial(tile)) visit<true>(schedule, tile);
             else visit<false>(schedule, tile);
         }
         finish();

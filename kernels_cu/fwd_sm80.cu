@@ -16,7 +16,6 @@
 template <class Tiles, class Schedule, class Hooks>
 class MmaForwardTile {
     using Tile = typename Schedule::Tile;
-    using Kind = typename Tiles::Kind;
     // Whether a key that is copied may be hidden from all rows of a warp, and with it values that are NaN.
     static constexpr bool kMayHideKeys = Hooks::kHides || Schedule::kPatterns;
 
@@ -106,8 +105,7 @@ private:
 
     __device__ __forceinline__ void multiply_keys(Fragment<Tiles>& scores, const u8* k) {
         warp_sync();  // lanes that took branches of their own, to copy or to look at bits, are together again
-        if constexpr (Kind::kSplit) product_split(scores, shared_.q, k);
-        else product(scores, shared_.q, k);
+        tile_product<false, Tiles::kHeadBytes, Tiles::kHeadPitch>(scores, shared_.q, k);
     }
 
     // What follows from coordinates alone, before the product: registers are free, and loads have time.
@@ -129,16 +127,14 @@ private:
     __device__ __forceinline__ void visit(Fragment<Tiles>& scores, const TileBits& bits, const u8* v) {
         const Place<Tiles, Tile, false> place = {first_row_, tile_};
         Bits<Tiles> visible = bits.visible;
-        if (!Hooks::kHides && tile_.partial) visible = visible_patches<Tiles>(schedule_, tile_, place);
+        if (!Hooks::kHides && schedule_.partial(tile_)) visible = visible_patches<Tiles>(schedule_, tile_, place);
         const float factor = hooks_.scores(scores, visible, place);
-        if (Hooks::kHides || tile_.partial) hide(scores, visible);
+        if (Hooks::kHides || schedule_.partial(tile_)) hide(scores, visible);
         Seen seen = {0xffffffffu};
         if constexpr (kMayHideKeys) seen = seen_by_warp(visible);
         softmax_.update(scores, factor, out_);
         keep_only(scores, bits.kept);
-        if constexpr (Kind::kSplit) accumulate_split<kMayHideKeys>(out_, scores, v, seen);
-        else if constexpr (Kind::kItem == 2) accumulate_halves<kMayHideKeys>(out_, scores, v, seen);
-        else accumulate_words<kMayHideKeys>(out_, scores, v, seen);
+        add_product<kMayHideKeys, Tiles::kVPitch>(out_, scores, v, seen);
     }
 
     // Normalise and store. A row that saw no key gives 0, and the sink or -inf.
@@ -182,9 +178,7 @@ private:
         const Target target = {params_.out, base(params_.out, work, work.head) + queries.start * params_.out.row,
                                first_row_ + Tiles::first_warp_row(), queries.allotted, first_column_, params_.v_dim};
         u8* stage = shared_.q + Tiles::first_warp_row() * Tiles::kHeadPitch;  // which only this warp reads
-        if constexpr (Kind::kItem == 2)
-            if (params_.out.dtype != kFloat32) return store_result<Tiles, Kind>(out_, stage, target);
-        store_result<Tiles, FloatElement>(out_, stage, target);
+        store_any<Tiles::kHeadPitch>(out_, stage, target);
     }
 
     __device__ __forceinline__ void store_row(const Work& work, i64 row, int r, bool saw, float sink) {

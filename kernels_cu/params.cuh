@@ -45,6 +45,7 @@ struct AttentionParams {
     Operand out, lse;
     Operand stats;  // (…, row, 2): reference and 1 / row sum, in the accumulation type; P = exp2(s - reference) / row sum
     Operand dout, dlse, delta;
+    Operand row_terms, dq_parts;  // of tensor cores' backward, by segment of 16 queries: schedule/segments.cuh
     Operand dq, dk, dv, dbias;
     Operand sink_rows;  // each row's share of dsinks
     BlockLists lists, transposed_lists;

@@ -30,7 +30,7 @@ class Sizes:
     kv_heads: int = 2
     q_len: int = 45
     kv_len: int = 77
-    head_dim: int = 12
+    head_dim: int = 20
     v_dim: int = 9
 
     @property

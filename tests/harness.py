@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from cases import Case, Problem
 from naive import assert_close, naive, naive_bwd
 
 from flashcupy import reference
+from flashcupy.cuda.families import LEAST_FLOAT32
 
 # The bound compares the largest of our errors with the largest of the naive computation's. Of few elements either is
 # luck, so small tensors are pooled over several draws of the case.
@@ -19,13 +21,20 @@ _OTHER_KERNELS = ("emu_sm80", "cupy")
 _NAMES = ("out", "lse", "dq", "dk", "dv", "dbias", "dsinks")
 
 
-def check(case: Case, backend: Any, *, pooled_size: int = 4096) -> None:
+def check(case: Case, backend: Any, *, pooled_size: int = 4096, deterministic: bool = False) -> None:
     """Forward, lse and every gradient against the oracle."""
     first = case.make()
     smallest = min(x.size for x in (first.q, first.k, first.v, *_differentiable(first)) if x.size)
-    _check(case, smallest, pooled_size, lambda problem: _results(problem, backend))
+    _check(case, smallest, pooled_size, lambda problem: _results(problem, backend, deterministic))
     if case.dtype == "float32" and backend.name in _OTHER_KERNELS:
-        check_forward(case, backend, pooled_size=pooled_size)
+        check_tensor_cores(case, backend, pooled_size=pooled_size)
+
+
+def check_tensor_cores(case: Case, backend: Any, *, pooled_size: int = 4096) -> None:
+    """Forward and lse alone, with a head_dim that tensor cores do not leave to plain FMA."""
+    if case.dtype == "float32" and case.precision == "highest":
+        case = replace(case, sizes=replace(case.sizes, head_dim=max(case.sizes.head_dim, LEAST_FLOAT32)))
+    check_forward(case, backend, pooled_size=pooled_size)
 
 
 def check_forward(case: Case, backend: Any, *, pooled_size: int = 4096) -> None:
@@ -65,10 +74,10 @@ def _differentiable(p: Problem) -> list[np.ndarray]:
     return [p.options[name] for name in ("bias", "sinks") if name in p.options]
 
 
-def _results(p: Problem, backend: Any) -> list[tuple[Any, Any, Any]]:
+def _results(p: Problem, backend: Any, deterministic: bool) -> list[tuple[Any, Any, Any]]:
     """(ours, the oracle's, the naive computation's) for out, lse and all gradients."""
     out, residuals = backend.api.attention_fwd(p.q, p.k, p.v, precision=p.precision, **p.options)
-    grads = backend.api.attention_bwd(p.dout, residuals, wrt=p.wrt, dlse=p.dlse)
+    grads = backend.api.attention_bwd(p.dout, residuals, wrt=p.wrt, dlse=p.dlse, deterministic=deterministic)
     got = out, residuals.lse, *grads
     models = p.q, p.dlse, p.q, p.k, p.v, p.options.get("bias"), p.options.get("sinks")
     for result, model in zip(got, models, strict=True):

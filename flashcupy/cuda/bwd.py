@@ -1,7 +1,8 @@
-"""What a backward launches: row statistics, dq, dk and dv, dbias, and the sums over what was broadcast."""
+"""What a backward of the generic family launches: row statistics, dq, dk and dv, dbias, sums over what broadcasts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from flashcupy.cuda import config, config_generic
@@ -12,8 +13,11 @@ from flashcupy.cuda.plan import INPUTS, SEQUENCE_OPERANDS, Plan, PlanBuilder, Wo
 _UPSTREAM = ("dout", "stats", "delta")
 
 
-def plan_backward(build: PlanBuilder, wanted: Sequence[str], *, tails: bool) -> Plan:
-    """Plan the gradients `wanted` of "q", "k", "v", "bias", "sinks". ``stats``, if not given, follow from ``lse``."""
+def plan_generic(build: PlanBuilder, wanted: Sequence[str], *, tails: bool, deterministic: bool) -> Plan:
+    """Plan the gradients `wanted` of "q", "k", "v", "bias", "sinks". ``stats``, if not given, follow from ``lse``.
+
+    Deterministic whether asked to or not: no two blocks add to one element.
+    """
     _rows(build)
     if "q" in wanted or "sinks" in wanted:
         _query_pass(build, wanted, tails)
@@ -21,6 +25,11 @@ def plan_backward(build: PlanBuilder, wanted: Sequence[str], *, tails: bool) -> 
         _key_pass(build, wanted, tails)
     if "bias" in wanted:
         _bias_pass(build)
+    return finish(build, wanted)
+
+
+def finish(build: PlanBuilder, wanted: Sequence[str]) -> Plan:
+    """Add what all families end with: sums over batch dims that an operand broadcasts over, over rows for dsinks."""
     for name in ("dq", "dk", "dv"):
         if f"{name}_sum" in build.layouts:
             sum_batch(build, f"{name}_sum", name)
@@ -42,34 +51,37 @@ def _rows(build: PlanBuilder) -> None:
 
 def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
     spec = build.spec
-    targets = _targets(build, ("dq",) if "q" in wanted else (), tails)
+    names = targets(build, ("dq",) if "q" in wanted else (), tails)
     if "sinks" in wanted:
         build.array("sink_rows", spec.lse_shape)
     kernel = config_generic.generic_config(spec, "dq")
     columns = spec.head_dim if "q" in wanted else 0
     work = build.work(spec.q_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.q_heads)
-    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *targets, "sink_rows"), lists="lists")
+    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *names, "sink_rows"), lists="lists")
 
 
 def _key_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
     spec = build.spec
-    targets = _targets(build, [f"d{name}" for name in "kv" if name in wanted], tails)
+    names = targets(build, [f"d{name}" for name in "kv" if name in wanted], tails)
     kernel = config_generic.generic_config(spec, "dkv")
     columns = max(dim for name, dim in (("k", spec.head_dim), ("v", spec.v_dim)) if name in wanted)
     work = build.work(spec.kv_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.kv_heads)
-    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *targets), lists="transposed_lists")
+    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *names), lists="transposed_lists")
 
 
 def _bias_pass(build: PlanBuilder) -> None:
     kernel = config_generic.generic_config(build.spec, "dbias")
+    work = bias_work(build, kernel.tiles.owner, kernel.tiles.walk)
+    build.attention(kernel, work, (*INPUTS, *_UPSTREAM, "dbias"), lists="lists")
+
+
+def bias_work(build: PlanBuilder, rows_each: int, columns_each: int) -> Work:
+    """Blocks that own a tile of the bias."""
     extents, heads, rows, columns = build.dbias_extents()
-    grid = heads * -(-rows // kernel.tiles.owner) * -(-columns // kernel.tiles.walk)
-    for extent in extents:
-        grid *= extent
-    build.attention(kernel, Work(grid, 1), (*INPUTS, *_UPSTREAM, "dbias"), lists="lists")
+    return Work(math.prod(extents) * heads * -(-rows // rows_each) * -(-columns // columns_each), 1)
 
 
-def _targets(build: PlanBuilder, names: Sequence[str], tails: bool) -> tuple[str, ...]:
+def targets(build: PlanBuilder, names: Sequence[str], tails: bool) -> tuple[str, ...]:
     """Prepare where gradients go: rows in no sequence are zeroed, and what broadcasts over the batch gets a buffer."""
     for name in names:
         layout = build.layouts[name]

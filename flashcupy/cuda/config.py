@@ -56,6 +56,10 @@ def rows_config(acc: str) -> PlainConfig:
     return PlainConfig("bwd_rows", "AttentionParams", (acc, str(ROWS_PER_BLOCK)))
 
 
+def row_terms_config(precise: bool) -> PlainConfig:
+    return PlainConfig("bwd_rows_sm80", "AttentionParams", ("true" if precise else "false", str(ROWS_PER_BLOCK)))
+
+
 def combine_config(acc: str) -> PlainConfig:
     return PlainConfig("combine", "CombineParams", (acc,))
 

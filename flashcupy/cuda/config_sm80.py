@@ -10,14 +10,20 @@ from flashcupy.cuda.config import Schedule, hooks
 Kind = Literal["f16", "bf16", "tf32", "split_tf32"]
 
 # The C++ tag of what the tensor cores multiply.
-_TAGS: dict[Kind, str] = {"f16": "F16", "bf16": "BF16", "tf32": "TF32", "split_tf32": "SplitTF32"}
+TAGS: dict[Kind, str] = {"f16": "F16", "bf16": "BF16", "tf32": "TF32", "split_tf32": "SplitTF32"}
 
 # Extents of a row in shared memory that are compiled in; head dims in between are filled up with zeros.
 BUCKETS = (32, 64, 96, 128, 192, 256)
 
 _WORK, _BOUNDS = 48, 32  # bytes of what the loop over tiles has no registers for
 _ROW = 128  # bytes of shared memory that a row is a multiple of, or half of it
-_MOST_ACCUMULATORS = 224  # of a thread's 255 registers; the rest is for operands and addresses
+MOST_ACCUMULATORS = 224  # of a thread's 255 registers; the rest is for operands and addresses
+
+
+def pitch(dim: int, item: int) -> int:
+    """Bytes of a row in shared memory."""
+    nbytes = dim * item
+    return _ROW // 2 if nbytes <= _ROW // 2 else -(-nbytes // _ROW) * _ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class MmaTiles:
 
     def __post_init__(self) -> None:
         problems = {
-            "kind must be f16, bf16, tf32 or split_tf32": self.kind not in _TAGS,
+            "kind must be f16, bf16, tf32 or split_tf32": self.kind not in TAGS,
             "a block must have 1 to 32 warps": not 1 <= self.warps <= 32,
             "owner must be a multiple of 16 rows a warp": self.owner <= 0 or self.owner % (16 * max(1, self.warps)),
             "walk must be 16, 32, 64 or 128": self.walk not in (16, 32, 64, 128),
@@ -50,9 +56,9 @@ class MmaTiles:
         for problem, broken in problems.items():
             if broken:
                 raise ValueError(f"{problem}, got {self}")
-        if self.accumulators > _MOST_ACCUMULATORS:
+        if self.accumulators > MOST_ACCUMULATORS:
             raise ValueError(
-                f"a thread would hold {self.accumulators} sums, at most {_MOST_ACCUMULATORS} fit, got {self}"
+                f"a thread would hold {self.accumulators} sums, at most {MOST_ACCUMULATORS} fit, got {self}"
             )
 
     @property
@@ -80,21 +86,16 @@ class MmaTiles:
     @property
     def tile_bytes(self) -> int:
         """What MmaShared holds before the schedule's part: queries, and the stages of keys and values."""
-        walked = self.stages * self.walk * (self._pitch(self.head_dim) + self._pitch(self.v_dim))
-        return self.owner * self._pitch(self.head_dim) + walked
+        walked = self.stages * self.walk * (pitch(self.head_dim, self.item) + pitch(self.v_dim, self.item))
+        return self.owner * pitch(self.head_dim, self.item) + walked
 
     @property
     def cpp(self) -> str:
         numbers = (self.owner, self.walk, self.head_dim, self.v_dim, self.warps, self.stages)
-        return f"MmaTiles<{_TAGS[self.kind]}, {', '.join(map(str, numbers))}>"
+        return f"MmaTiles<{TAGS[self.kind]}, {', '.join(map(str, numbers))}>"
 
     def __str__(self) -> str:
         return f"{self.kind}_o{self.owner}k{self.walk}_d{self.head_dim}v{self.v_dim}_w{self.warps}s{self.stages}"
-
-    def _pitch(self, dim: int) -> int:
-        """Bytes of a row in shared memory."""
-        nbytes = dim * self.item
-        return _ROW // 2 if nbytes <= _ROW // 2 else -(-nbytes // _ROW) * _ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +121,10 @@ class MmaConfig:
         return shared_bytes(self.tiles, self.schedule)
 
     def translation_unit(self) -> str:
-        walk, ahead = self.tiles.walk, self.tiles.stages + 1
-        schedule = f"ListSchedule<{walk}, {ahead}, true>" if self.schedule == "list" else f"BandSchedule<{walk}, true>"
         return (
             "#include <fwd_sm80.cu>\n"
             f"using Tiles = {self.tiles.cpp};\n"
-            f"using Schedule = {schedule};\n"
+            f"using Schedule = {schedule_type(self.schedule, self.tiles.walk, self.tiles.stages)};\n"
             f'static_assert(sizeof(MmaShared<Tiles, Schedule>) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
             f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.blocks}) {self.name}('
             "const __grid_constant__ AttentionParams params) {\n"
@@ -134,7 +133,21 @@ class MmaConfig:
         )
 
 
+def schedule_type(schedule: Schedule, walk: int, stages: int) -> str:
+    """The C++ type of a schedule that is asked ahead: a list has room for one tile more than there are stages."""
+    return f"ListSchedule<{walk}, {stages + 1}, true>" if schedule == "list" else f"BandSchedule<{walk}, true>"
+
+
+def schedule_bytes(schedule: Schedule, walk: int, stages: int) -> int:
+    """Size of its part of shared memory."""
+    return _BOUNDS + ((stages + 1) * 12 * walk // 16 if schedule == "list" else 0)
+
+
 def shared_bytes(tiles: MmaTiles, schedule: Schedule) -> int:
-    """Size of MmaShared: a list has room for the segments of one tile more than there are stages."""
-    segments = (tiles.stages + 1) * 12 * tiles.walk // 16 if schedule == "list" else 0
-    return -(-(tiles.tile_bytes + _WORK + _BOUNDS + segments) // _ROW) * _ROW
+    """Size of MmaShared."""
+    return rounded_up(tiles.tile_bytes + _WORK + schedule_bytes(schedule, tiles.walk, tiles.stages))
+
+
+def rounded_up(nbytes: int) -> int:
+    """Shared memory as it is aligned."""
+    return -(-nbytes // _ROW) * _ROW

@@ -46,10 +46,8 @@ def first_that_works(families: Sequence[str], attempt: Callable[[str], T], devic
     return attempt(families[-1])
 
 
-def candidates(families: Sequence[str], absent: Sequence[str] = ()) -> Sequence[str]:
+def candidates(families: Sequence[str]) -> Sequence[str]:
     """What the environment leaves of the families that can serve a request.
-
-    `absent` names families without kernels for this direction: asking for one of them leaves the choice as it is.
 
     Raises
     ------
@@ -58,7 +56,7 @@ def candidates(families: Sequence[str], absent: Sequence[str] = ()) -> Sequence[
     """
     _fallback_is_an_error()  # a wrong value is told before anything fails
     family = os.environ.get("FLASHCUPY_FAMILY")
-    if not family or family in absent:
+    if not family:
         return families
     if family not in families:
         raise ValueError(f"FLASHCUPY_FAMILY is {family!r}, expected one that serves this call: {', '.join(families)}")

@@ -52,10 +52,12 @@ class Case:
     block_size: tuple[int, int] | None = None
     wanted: tuple[str, ...] = ()  # () is a forward
     precision: str = "highest"
+    deterministic: bool = False
 
     @property
     def name(self) -> str:
         what = ("bwd", *self.wanted) if self.wanted else ("fwd",)
+        what = (*what, "deterministic") if self.deterministic else what
         numbers = self.dtype if self.precision == "highest" else self.precision
         parts = [numbers, f"d{self.head_dim}", f"v{self.v_dim}", *what, *self.features]
         if self.block_size is not None:
@@ -116,7 +118,9 @@ class Case:
         if not self.wanted:
             return lambda: _named(flashcupy.attention(q, k, v, return_lse=True, **own))
         _, residuals = flashcupy.attention_fwd(q, k, v, **own)
-        return lambda: _present(flashcupy.attention_bwd(dout, residuals, wrt=self.wanted))
+        return lambda: _present(
+            flashcupy.attention_bwd(dout, residuals, wrt=self.wanted, deterministic=self.deterministic)
+        )
 
     def _expect(self, problem: _Problem, arithmetic: reference.Arithmetic) -> Results:
         q, k, v, dout = problem.operands
@@ -125,12 +129,15 @@ class Case:
         return _named(reference.attention(q, k, v, **problem.options, arithmetic=arithmetic))
 
 
-def case_of(spec: AttentionSpec, wanted: tuple[str, ...] = (), precision: str = "highest") -> Case:
+def case_of(
+    spec: AttentionSpec, wanted: tuple[str, ...] = (), precision: str = "highest", *, deterministic: bool = False
+) -> Case:
     """The case with the kernels of a call: its forward, or its backward of the gradients `wanted`.
 
     `precision` is what those kernels are held to.
     """
-    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, wanted, precision)
+    own = bool(wanted) and deterministic
+    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, wanted, precision, own)
 
 
 def _named(results: tuple[Any, Any]) -> Results:

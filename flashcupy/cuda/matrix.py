@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from flashcupy.cuda import config, config_generic, table_sm80
+from flashcupy.cuda import config, config_generic, table_sm80, table_sm80_bwd
 from flashcupy.cuda.compile import KernelConfig
 from flashcupy.cuda.config import FEATURES
 from flashcupy.cuda.config_generic import GenericConfig, Tiles
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig
+from flashcupy.cuda.config_sm80_bwd import GradientConfig, Kernel, QuerySumsConfig
 from flashcupy.cuda.first_use import Case
 from flashcupy.cuda.first_use_plain import Elementwise, PlainCase
 from flashcupy.cuda.table_sm80 import Need
@@ -31,6 +32,12 @@ _SM80: tuple[_Shape, ...] = (
     *((dim, dim, block, ()) for dim in (64, 128) for block in (16, 32, 128)),
     *((dim, dim, None, ("dropout",)) for dim in (64, 128, 192)),
     *((192, 128, None, ()), (64, 256, None, ()), (256, 64, None, ())),
+)
+# The same of a backward.
+_SM80_BACKWARD: tuple[_Shape, ...] = (
+    *((dim, dim, None, ()) for dim in BUCKETS),
+    *((dim, dim, block, ()) for dim in (64, 128) for block in (16, 64)),
+    (192, 128, None, ()),
 )
 _SM80_DTYPES: dict[Kind, tuple[str, str]] = {
     "f16": ("float16", "highest"),
@@ -54,10 +61,12 @@ def compile_configs(which: Literal["plain", "all"], arch: str) -> list[KernelCon
         if kernel != "dbias" or "bias" in features
         for tiles, schedule in _generic_tiles(kernel)
     ]
-    return [*_sm80(which, arch), *generic, *(_elementwise() if which == "plain" else ())]
+    tensor_cores = _sm80(which, arch)
+    around = _around_gradients() if tensor_cores and which == "plain" else ()
+    return [*tensor_cores, *around, *generic, *(_elementwise() if which == "plain" else ())]
 
 
-def _sm80(which: str, arch: str) -> list[MmaConfig]:
+def _sm80(which: str, arch: str) -> list[MmaConfig | GradientConfig]:
     number = int(re.sub(r"\D", "", arch))
     if number < 80:
         return []
@@ -68,7 +77,24 @@ def _sm80(which: str, arch: str) -> list[MmaConfig]:
         for head_dim, v_dim, block, own in _sm80_shapes(kind)
         if which == "plain" or not own  # "all" has dropout everywhere
     ]
-    return list(dict.fromkeys(configs))
+    return list(dict.fromkeys((*configs, *_sm80_gradients(which, arch, shared))))
+
+
+def _sm80_gradients(which: str, arch: str, shared: int) -> Iterator[GradientConfig]:
+    features = _FEATURES[which]
+    number = int(re.sub(r"\D", "", arch))
+    for kind in _sm80_kinds(divmod(number, 10)):
+        kernels: tuple[Kernel, ...] = ("dkvq", "dkv", "dq", "dbias")
+        for kernel, (head_dim, v_dim, block, _) in itertools.product(kernels, _sm80_backward_shapes(kind)):
+            served = {"dkvq": kind in table_sm80_bwd.ADDS_QUERIES, "dbias": "bias" in features}
+            if served.get(kernel, True):
+                need = Need(kind, head_dim, v_dim, features, block, shared)
+                yield table_sm80_bwd.configure_gradient(kernel, need)
+
+
+def _sm80_backward_shapes(kind: Kind) -> list[_Shape]:
+    widest = table_sm80_bwd.WIDEST_SPLIT if kind == "split_tf32" else table_sm80_bwd.WIDEST
+    return [shape for shape in _SM80_BACKWARD if max(shape[:2]) <= widest]
 
 
 def _sm80_kinds(compute_capability: tuple[int, int]) -> list[Kind]:
@@ -92,6 +118,13 @@ def _generic_tiles(kernel: str) -> Iterator[tuple[Tiles, config.Schedule]]:
 def _elementwise() -> list[KernelConfig]:
     fixed: list[KernelConfig] = [config.FILL, config.UPLOAD, config.SUM_BATCH, config.SUM_SINKS]
     return fixed + [make(acc) for make in (config.rows_config, config.combine_config) for acc in _ACCUMULATORS]
+
+
+def _around_gradients() -> Iterator[KernelConfig]:
+    """What comes before and behind the sm80 family's gradients."""
+    yield from (config.row_terms_config(precise) for precise in (False, True))
+    for kind, dim in itertools.product(sorted(table_sm80_bwd.ADDS_QUERIES), BUCKETS):
+        yield QuerySumsConfig(kind, dim)
 
 
 def check_cases(compute_capability: tuple[int, int]) -> list[Case | PlainCase]:
@@ -120,8 +153,12 @@ def _sm80_cases(compute_capability: tuple[int, int]) -> Iterator[Case]:
         dtype, precision = _SM80_DTYPES[kind]
         for head_dim, v_dim, block, own in _sm80_shapes(kind):
             yield Case(dtype, head_dim, v_dim, own, _square(block), precision=precision)
+        for (head_dim, v_dim, block, _), deterministic in itertools.product(_sm80_backward_shapes(kind), (False, True)):
+            every = ("q", "k", "v", "sinks")
+            yield Case(dtype, head_dim, v_dim, (), _square(block), every, precision, deterministic)
     for feature in FEATURES:
         yield Case("float32", 64, 64, (feature,), precision="tf32")
+        yield Case("float32", 64, 64, (feature,), None, _with_bias(("q", "k", "v"), (feature,)), "tf32", True)
     yield Case("float32", 64, 64, tuple(FEATURES), (64, 64), precision="tf32")
     for v_dim, block in itertools.product(_COLUMNS, (None, *_BLOCKS)):
         yield Case("float32", _BEYOND_SM80, v_dim, block_size=_square(block))

@@ -49,7 +49,7 @@ class BlockLists(ctypes.Structure):
 
 _OPERANDS = (
     *("q", "k", "v", "mask", "bias", "slopes", "sinks", "q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k"),
-    *("out", "lse", "stats", "dout", "dlse", "delta", "dq", "dk", "dv", "dbias", "sink_rows"),
+    *("out", "lse", "stats", "dout", "dlse", "delta", "row_terms", "dq_parts", "dq", "dk", "dv", "dbias", "sink_rows"),
 )
 _COUNTS = (
     *("batch", "q_heads", "kv_heads", "q_len", "kv_len", "q_rows", "kv_rows"),

@@ -20,6 +20,7 @@ from flashcupy.errors import UnsupportedError
 from flashcupy.philox import keep_threshold
 from flashcupy.spec import AttentionSpec
 
+SEGMENT = 16  # rows of schedule/segments.cuh
 _ALIGNMENT = 256  # of workspace slices: what CuPy's pool aligns to
 _MAX_GRID = (1 << 31) - 1
 
@@ -28,6 +29,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("q", "k", "v", "mask", "bias", "out", "stats", "dout", "dq", "dk", "dv", "dbias"), MATRIX),
     **dict.fromkeys(("lse", "dlse", "delta", "sink_rows"), ROWS),
     **dict.fromkeys(("dq_sum", "dk_sum", "dv_sum"), MATRIX),
+    **dict.fromkeys(("row_terms", "dq_parts"), MATRIX),  # a row is a segment of SEGMENT query rows
     **dict.fromkeys(("slopes", "sinks", "dsinks"), HEADS),
     **dict.fromkeys(("q_lengths", "kv_lengths"), ENTRIES),
     **dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), SEQUENCES),
@@ -100,6 +102,7 @@ class PlanBuilder:
     """Collects the launches and the workspace of one call; `array` adds temporary arrays to its layouts."""
 
     def __init__(self, request: Request) -> None:
+        self.request = request
         spec, layouts, self.mask, self.properties = request
         check_sizes(spec)
         self.spec = spec
@@ -127,6 +130,14 @@ class PlanBuilder:
         """Make an operand a temporary, row-major array in the accumulation dtype."""
         self.layouts[name] = Layout.packed(shape, self.acc_dtype, self.acc_bytes, DIMS[name])
         self.reserve(name, math.prod(shape) * self.acc_bytes)
+
+    def segments(self, name: str, columns: int) -> None:
+        """Make an operand a temporary array of `columns` for every query row, by segments of rows of a sequence."""
+        spec = self.spec
+        rows = -(-spec.operand("q").shape[-2] // SEGMENT) + (spec.batch_size if spec.varlen else 0)
+        rows = max(2, rows)  # kernels take a segment's size from the step to the next one
+        batch = () if spec.varlen else spec.batch
+        self.array(name, (*batch, spec.q_heads, rows, SEGMENT * columns))
 
     def launch(
         self, kernel: KernelConfig, grid: int, params: ctypes.Structure, slots: Iterable[tuple[int, str]]

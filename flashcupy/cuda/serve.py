@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashcupy.arrays import accumulator
-from flashcupy.cuda import config, families, first_use
+from flashcupy.cuda import bwd_sm80, config, families, first_use
 from flashcupy.cuda.calls import Call
 from flashcupy.cuda.fallback import first_that_works
 from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, keep_for_graph, make_ready, prepare
@@ -61,7 +61,7 @@ def backward(
     grads: dict[str, Array],
     deterministic: bool,
 ) -> None:
-    """Compute gradients; deterministic always: no two blocks add to one element."""
+    """Compute gradients; see `flashcupy.backend.Backend`."""
     if not grads:
         return
     call = Call(problem)
@@ -72,7 +72,7 @@ def backward(
         call.add_lists(transposed=False)
         if "k" in grads or "v" in grads:
             call.add_lists(transposed=True)
-        _ready_backward(call, tuple(grads)).run(call.device, call.addresses, call.host)
+        _ready_backward(call, tuple(grads), deterministic).run(call.device, call.addresses, call.host)
 
 
 def warmup(problem: AttentionProblem, backward: bool) -> None:
@@ -92,7 +92,9 @@ def warmup(problem: AttentionProblem, backward: bool) -> None:
             _ready_forward(_standing_in(problem, keep=keep))
         if backward:
             call.add_lists(transposed=True)
-            _ready_backward(_standing_in(problem, keep=True, grads=wanted(problem)), wanted(problem))
+            for deterministic in (False, True):
+                back_call = _standing_in(problem, keep=True, grads=wanted(problem))
+                _ready_backward(back_call, wanted(problem), deterministic)
         acc = config.accumulator(problem.spec)
         make_ready(call.device, (config.UPLOAD, config.FILL, config.combine_config(acc)), acc)
 
@@ -105,7 +107,7 @@ def explain(problem: AttentionProblem) -> Explanation:
     grads = wanted(problem)
     back_call = _standing_in(problem, keep=True, grads=grads)
     back_family, _ = families.choose(back_call.request(), "backward")
-    back = _backward_plan(back_family, back_call, grads)
+    back = back_family.backward(back_call.builder(), grads, tails=back_call.tails, deterministic=False)
     if back_family is not family:
         why = f"{why}; backward by family {back_family.name}"
     main = plan.launches[-1] if plan.launches else None
@@ -129,27 +131,30 @@ def wanted(problem: AttentionProblem) -> tuple[str, ...]:
 
 
 def _ready_forward(call: Call) -> ReadyPlan:
-    return _ready(call, "forward", (), lambda family: family.forward(call.builder(), tails=call.tails))
+    return _ready(call, "forward", (), False, lambda family: family.forward(call.builder(), tails=call.tails))
 
 
-def _ready_backward(call: Call, wanted: tuple[str, ...]) -> ReadyPlan:
-    return _ready(call, "backward", wanted, lambda family: _backward_plan(family, call, wanted))
+def _ready_backward(call: Call, wanted: tuple[str, ...], deterministic: bool) -> ReadyPlan:
+    def make(family: families.Family) -> Plan:
+        return family.backward(call.builder(), wanted, tails=call.tails, deterministic=deterministic)
 
-
-def _backward_plan(family: families.Family, call: Call, wanted: tuple[str, ...]) -> Plan:
-    assert family.backward is not None, f"family {family.name} was chosen for a backward"
-    return family.backward(call.builder(), wanted, tails=call.tails)
+    return _ready(call, "backward", wanted, deterministic, make)
 
 
 def _ready(
-    call: Call, direction: families.Direction, wanted: tuple[str, ...], make: Callable[[families.Family], Plan]
+    call: Call,
+    direction: families.Direction,
+    wanted: tuple[str, ...],
+    deterministic: bool,
+    make: Callable[[families.Family], Plan],
 ) -> ReadyPlan:
     spec = call.problem.spec
 
     def attempt(name: str) -> ReadyPlan:
         family = families.FAMILIES[name]
         plan = make(family)
-        case = first_use.case_of(spec, wanted, family.precision(spec))
+        one_pass = wanted and bwd_sm80.one_pass(call.request(), wanted, deterministic=deterministic)
+        case = first_use.case_of(spec, wanted, family.precision(spec), deterministic=not one_pass)
         with families.only(name):
             check = functools.partial(case.begin, call.device)
             return prepare(call.device, plan, call.host, config.accumulator(spec), check)
@@ -160,7 +165,9 @@ def _ready(
     # What a check makes is for the check alone: its kernels may prove wrong.
     if families.forced():
         return first()
-    return _plans.get((direction, wanted, call.tails, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first)
+    return _plans.get(
+        (direction, wanted, deterministic, call.tails, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first
+    )
 
 
 def _new_stats(call: Call) -> Array:

@@ -14,7 +14,7 @@ LEAST_SHARED = 99 << 10
 # Compute capabilities whose tensor cores multiply TF32 well over three times as fast as FMA multiplies float32: A100,
 # H100 and their kin by NVIDIA's data sheets. On GeForce the two are about as fast; of newer ones it is not known.
 FAST_TF32 = frozenset({(8, 0), (9, 0)})
-_RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
+RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
 
 
 class Choice(NamedTuple):
@@ -66,7 +66,7 @@ _SPLIT_TF32: _Table = {
 }
 
 # Keys of a tile at most, where a list, a bias or a mask has to be read for them: addresses take registers.
-_MOST_LOOKED_AT, _MOST_LISTED = 64, 32
+MOST_LOOKED_AT, MOST_LISTED = 64, 32
 _MOST_COLUMNS: dict[Kind, int] = {"f16": 256, "bf16": 256, "tf32": 256, "split_tf32": 128}
 
 
@@ -101,8 +101,8 @@ def configure(need: Need) -> MmaConfig:
     """
     for choice in _candidates(need):
         tiles = _tiles(need, choice)
-        taken = choice.blocks * (shared_bytes(tiles, need.schedule) + _RESERVED)
-        if taken <= need.shared_memory + _RESERVED:
+        taken = choice.blocks * (shared_bytes(tiles, need.schedule) + RESERVED)
+        if taken <= need.shared_memory + RESERVED:
             return MmaConfig("fwd", tiles, choice.blocks, need.schedule, need.features)
     raise UnsupportedError(
         f"no tiles for head_dim {need.head_dim} and v's {need.v_dim} columns fit into {need.shared_memory} bytes of "
@@ -126,9 +126,9 @@ def bucket(dim: int) -> int:
 def _tiles(need: Need, choice: Choice) -> MmaTiles:
     owner, walk = choice.owner, choice.walk
     if need.block is not None:
-        owner, walk = min(owner, need.block), min(walk, _MOST_LOOKED_AT if _chunk(need) <= 64 else _MOST_LISTED)
+        owner, walk = min(owner, need.block), min(walk, MOST_LOOKED_AT if _chunk(need) <= 64 else MOST_LISTED)
     if {"bias", "mask"} & set(need.features):
-        walk = min(walk, _MOST_LOOKED_AT)
+        walk = min(walk, MOST_LOOKED_AT)
     warps = min(choice.warps, owner // 16)
     return MmaTiles(need.kind, owner, walk, bucket(need.head_dim), _chunk(need), warps, choice.stages)
 

@@ -35,6 +35,12 @@ struct Band {
         const i32 begin = max(owner + low, 0), end = min(owner + high, length);
         return {begin, max(begin, end)};
     }
+
+    // Owner rows that see anything: [1 - high, length - low) of those that there are.
+    __device__ Span owners() const {
+        const i32 begin = clamp(1 - static_cast<i64>(high), 0, owner_length);
+        return {begin, clamp(static_cast<i64>(length) - low, begin, owner_length)};
+    }
 };
 
 // A query that walks keys.
@@ -105,7 +111,6 @@ public:
     struct Tile {
         static constexpr bool kRun = true;  // positions are neighbours
         i32 first;
-        bool partial;
 
         __device__ i32 at(int n) const { return first + n; }
     };
@@ -115,22 +120,33 @@ public:
         const BlockLists&, const Work&, i32, i32, const Band& band, i32 first_row, int rows, Shared& shared)
         : BandSchedule({band, Reach(band, first_row, rows)}, shared) {}
 
+    // Whether a tile tells the next one.
+    static constexpr bool kComputed = true;
+    __device__ bool step(const Tile& tile, Tile& next) const {
+        next.first = tile.first + kWidth;
+        return next.first < reach().end;
+    }
+
     // `ahead` may be called while the tile before is in use; a barrier stands between it and the use of the new one.
     __device__ bool ahead(Tile& tile) { return next(tile); }
 
     __device__ bool next(Tile& tile) {
         if (next_ >= reach().end) return false;
-        set(tile, next_);
+        tile.first = next_;
         next_ += kWidth;
         return true;
     }
 
     // The tile at `first`, a multiple of kWidth; false where nothing in it is visited.
     __device__ bool fetch(Tile& tile, i32 first) {
-        set(tile, first);
+        tile.first = first;
         return first < reach().end && first + kWidth > reach().begin;
     }
 
+    // Whether some of the owner rows do not see all of it.
+    __device__ bool partial(const Tile& tile) const {
+        return tile.first < reach().inner_begin || tile.first + kWidth > reach().inner_end;
+    }
     __device__ bool visible(const Tile& tile, i32 owner, int n) const { return band().visible(owner, tile.at(n)); }
 
     // Positions beyond these are hidden from every owner row. Those between are all seen by some, unless kPatterns.
@@ -149,11 +165,6 @@ private:
 
     __device__ const Band& band() const { return (*kept_).band; }
     __device__ const Reach& reach() const { return (*kept_).reach; }
-
-    __device__ void set(Tile& tile, i32 first) const {
-        tile.first = first;
-        tile.partial = first < reach().inner_begin || first + kWidth > reach().inner_end;
-    }
 
     Kept kept_;
     i32 next_;

@@ -27,7 +27,7 @@ public:
     struct Tile {
         static constexpr bool kRun = false;
         const Segment* segments;
-        bool partial;
+        bool crossed;  // by the band, by patterns, or by its own end
 
         __device__ i32 at(int n) const { return segments[n / kSegment].start + n % kSegment; }
     };
@@ -40,8 +40,7 @@ public:
         const i64 batch = lists.batch == 1 ? 0 : work.batch;
         row_ = (batch * lists.heads + head / (q_heads / lists.heads)) * lists.rows + first_row / lists.row_size;
         blocks_ = full_blocks();
-        first_row_ = first_row;
-        row_in_block_ = first_row % lists.row_size;
+        block_row_ = first_row - first_row % lists.row_size;
     }
 
     __device__ bool next(Tile& tile) {
@@ -50,6 +49,8 @@ public:
         block_sync();
         return any;
     }
+
+    static constexpr bool kComputed = false;
 
     // `ahead` may be called while kBuffers - 1 tiles are in use; a barrier stands between it and the use of the new one.
     __device__ bool ahead(Tile& tile) {
@@ -80,11 +81,13 @@ public:
         return any;
     }
 
+    // Whether some of the owner rows do not see all of it.
+    __device__ bool partial(const Tile& tile) const { return tile.crossed; }
     __device__ bool visible(const Tile& tile, i32 owner, int n) const {
         const Segment& segment = tile.segments[n / kSegment];
         if (!band().visible(owner, segment.start + n % kSegment)) return false;
         if (segment.pattern == kWhole) return true;
-        const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + row_in_block_ + (owner - first_row_);
+        const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + (owner - block_row_);
         const i32 column = segment.within + n % kSegment;
         return lists_.bits[row * lists_.words + column / 32] >> (column % 32) & 1u;
     }
@@ -99,7 +102,7 @@ public:
         const Segment& segment = tile.segments[s];
         const u32 band = span.segment(segment.start);
         if (segment.pattern == kWhole || band == 0) return band;
-        const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + row_in_block_ + (owner - first_row_);
+        const i64 row = static_cast<i64>(segment.pattern) * lists_.row_size + (owner - block_row_);
         return band & lists_.bits[row * lists_.words + segment.within / 32] >> (segment.within % 32);
     }
 
@@ -181,7 +184,7 @@ private:
     __device__ void finish(Tile& tile, int count, bool partial) {
         for (int n = count; n < kSegments; ++n) put(n, {kFar, kWhole, 0});
         tile.segments = shared_.segments[buffer_];
-        tile.partial = partial || count < kSegments;
+        tile.crossed = partial || count < kSegments;
     }
 
     const BlockLists& lists_;
@@ -192,5 +195,5 @@ private:
     bool in_partial_ = false;
     int buffer_ = 0;
     i32 within_ = 0;
-    i32 first_row_, row_in_block_;
+    i32 block_row_;  // the first owner row of the block row
 };

@@ -30,18 +30,21 @@ __device__ __forceinline__ u8* base(const Operand& operand, const Work& work, i3
     return operand.data + offset;
 }
 
-// One piece a block. Tiles are neighbours, so that blocks that run together share keys in L2; last tiles come first,
-// since causal ones grow longer downwards.
+// Which tiles come first: the long ones shall. Under a causal mask those are the last queries and the first keys.
+enum class Order { kLastFirst, kFirstFirst };
+
+// One piece a block. Tiles are neighbours, so that blocks that run together share what they walk in L2.
 class StaticScheduler {
 public:
-    __device__ StaticScheduler(const AttentionParams& params, i32 tiles, i32 heads)
-        : params_(params), tiles_(tiles), heads_(heads), next_(block_index()) {}
+    __device__ StaticScheduler(const AttentionParams& params, i32 tiles, i32 heads, Order order = Order::kLastFirst)
+        : params_(params), order_(order), tiles_(tiles), heads_(heads), next_(block_index()) {}
 
     __device__ bool next(Work& work) {
         if (next_ == kDone) return false;
         u32 rest = next_;
         next_ = kDone;
-        work.tile = tiles_ - 1 - static_cast<i32>(rest % tiles_);
+        work.tile = static_cast<i32>(rest % tiles_);
+        if (order_ == Order::kLastFirst) work.tile = tiles_ - 1 - work.tile;
         rest /= tiles_;
         work.chunk = rest % params_.chunks;
         rest /= params_.chunks;
@@ -53,5 +56,6 @@ public:
 private:
     static constexpr u32 kDone = 0xffffffffu;  // grids end below 2^31
     const AttentionParams& params_;
+    const Order order_;
     u32 tiles_, heads_, next_;
 };

@@ -50,20 +50,23 @@ struct Dropout : Hook {
 
 private:
     // Rows 2 m and 2 m + 1 of a thread are 8 apart, and so are its columns 4 p, 4 p + 1 and 4 p + 2, 4 p + 3: the scores of
-    // one call, of which it takes two words (README.md, "Which lane needs what").
+    // one call, of which it takes two words (README.md, "Which lane needs what"): those of its row, which is a query or,
+    // transposed, a key.
     template <class Bits, class Place>
     __device__ __forceinline__ void drop_patches(Bits& kept, const Place& place) const {
-        const bool odd = place.query(0, 0) & 1;
+        constexpr int kRowStep = Place::kTransposed ? 1 : 2, kColumnStep = 3 - kRowStep;
+        const bool odd = place.owner(0) & 1;
 #pragma unroll
         for (int m = 0; m < Tiles::kRows; m += 2)
 #pragma unroll
             for (int p = 0; p < Tiles::kColumns; p += 4) {
                 const Words words = call(place.query(m, p), place.key(m, p));
-                const u32 own[2] = {odd ? words.at[2] : words.at[0], odd ? words.at[3] : words.at[1]};
+                const u32 own[2] = {odd ? words.at[kRowStep] : words.at[0],
+                                    odd ? words.at[3] : words.at[kColumnStep]};
 #pragma unroll
                 for (int n = 0; n < 8; ++n) {
                     const int r = n / 4, c = n % 4;
-                    if (!keeps(own[c % 2], 2 * r + c / 2)) kept.set(m + r, p + c, false);
+                    if (!keeps(own[c % 2], kRowStep * r + kColumnStep * (c / 2))) kept.set(m + r, p + c, false);
                 }
             }
     }

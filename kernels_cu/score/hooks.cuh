@@ -19,22 +19,23 @@ struct ScoreElements {
     }
 };
 
-// In patches the keys of columns 4 s to 4 s + 3 are neighbours of the first, whatever the row.
+// In patches the walked positions of columns 4 s to 4 s + 3 are neighbours of the first, whatever the row.
 template <class Tiles, class Place>
 struct ScoreElements<Tiles, Place, true> {
-    const Operand& operand;
     const u8* start;
     const Place& place;
-    i64 keys[Tiles::kColumns / 4];
+    const i64 owner_step, walked_step;
+    i64 walked[Tiles::kColumns / 4];
 
-    __device__ __forceinline__ ScoreElements(const Operand& operand_, const u8* start_, const Place& place_)
-        : operand(operand_), start(start_), place(place_) {
+    __device__ __forceinline__ ScoreElements(const Operand& operand, const u8* start_, const Place& place_)
+        : start(start_), place(place_), owner_step(Place::kTransposed ? operand.column : operand.row),
+          walked_step(Place::kTransposed ? operand.row : operand.column) {
 #pragma unroll
-        for (int s = 0; s < Tiles::kColumns / 4; ++s) keys[s] = place.key(0, 4 * s) * operand.column;
+        for (int s = 0; s < Tiles::kColumns / 4; ++s) walked[s] = place.walked(4 * s) * walked_step;
     }
-    __device__ __forceinline__ const u8* row(int r) const { return start + place.query(r, 0) * operand.row; }
+    __device__ __forceinline__ const u8* row(int r) const { return start + place.owner(r) * owner_step; }
     __device__ __forceinline__ const u8* at(const u8* row, int, int c) const {
-        return row + keys[c / 4] + (c % 2 + c % 4 / 2 * 8) * operand.column;
+        return row + walked[c / 4] + (c % 2 + c % 4 / 2 * 8) * walked_step;
     }
 };
 
@@ -48,11 +49,11 @@ struct Hook {
     __device__ void hide(Bits&, const Place&) const {}
 
     // Turn products into scores in units of log2, and clear the bits of those that it hides by their value. The score is
-    // fragment * factor, factor > 0: who multiplies later may leave that to a multiply-add that comes anyway.
+    // fragment * factor, whose sign is the scale's: who multiplies later may leave that to a multiply-add that comes anyway.
     template <class Fragment, class Bits, class Place>
     __device__ void scores(Fragment&, Bits&, const Place&, typename Fragment::Acc&) {}
 
-    // Turn gradients of scores into gradients of products q . k.
+    // Turn gradients of scores into gradients of products q . k, but for their factor `scale` where Tiles::kLeavesScale.
     template <class Fragment>
     __device__ void gradient(Fragment&) const {}
 

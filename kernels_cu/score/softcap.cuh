@@ -24,7 +24,7 @@ struct Softcap : Hook {
             for (int c = 0; c < Fragment::kColumns; ++c) {
                 const Acc t = Tiles::tanh(fragment.at[r][c] * inner);
                 fragment.at[r][c] = t * now;
-                slope.at[r][c] = scale * (1 - t * t);
+                slope.at[r][c] = (Tiles::kLeavesScale ? Acc{1} : scale) * (1 - t * t);
             }
         if constexpr (Tiles::kFolds) factor = outer;
     }

@@ -76,3 +76,16 @@ struct Raw<double> {
     __device__ __forceinline__ void read(const Operand&, const u8* address) { bits = *reinterpret_cast<const double*>(address); }
     __device__ __forceinline__ double value(const Operand&) const { return bits; }
 };
+
+constexpr int kPiece = 16;  // bytes of a copy
+
+struct alignas(16) Piece {
+    u32 words[4];
+};
+
+// Whether rows from `base` on consist of aligned pieces. All threads of a block agree.
+template <int kItem>
+__device__ __forceinline__ bool in_pieces(const Operand& operand, const u8* base, i32 columns) {
+    const u64 low_bits = reinterpret_cast<u64>(base) | static_cast<u64>(operand.row) | static_cast<u64>(columns) * kItem;
+    return low_bits % kPiece == 0 && operand.column == kItem;
+}

@@ -33,8 +33,9 @@ struct FmaTiles {
     __device__ static __forceinline__ int thread_row() { return thread_index() / kLanes; }
     __device__ static __forceinline__ int thread_lane() { return thread_index() % kLanes; }
     // What hooks ask of a kind of tiles: whether a factor may be left to the softmax, whether a thread's scores are the
-    // patches of mma fragments, whether arrays beside q, k, v hold aligned elements of at most 32 bits.
-    static constexpr bool kFolds = false, kPatches = false, kAlignedOperands = false;
+    // patches of mma fragments, whether arrays beside q, k, v hold aligned elements of at most 32 bits; whether gradients
+    // of products are left without their factor `scale`, which results then get.
+    static constexpr bool kFolds = false, kPatches = false, kAlignedOperands = false, kLeavesScale = false;
     __device__ static double scale(const AttentionParams& params) { return params.scale; }
     __device__ static __forceinline__ Acc tanh(Acc x) { return hyperbolic_tangent(x); }
     // Where score (r, c) of a thread lies in the tile.

@@ -52,8 +52,9 @@ __device__ __forceinline__ void keep_only(Fragment<Tiles>& fragment, const Bits<
 }
 
 // Coordinates of a thread's scores: the owner is the query, or, transposed, the key.
-template <class Tiles, class Tile, bool kTransposed>
+template <class Tiles, class Tile, bool kTransposed_>
 struct Place {
+    static constexpr bool kTransposed = kTransposed_;
     i32 first_row;
     const Tile& tile;
 

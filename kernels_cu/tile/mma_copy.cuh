@@ -6,19 +6,6 @@
 #include <schedule/rows.cuh>
 #include <tile/mma_tile.cuh>
 
-constexpr int kPiece = 16;  // bytes of a copy
-
-struct alignas(16) Piece {
-    u32 words[4];
-};
-
-// Whether rows consist of aligned pieces. All threads of a block agree.
-template <int kItem>
-__device__ __forceinline__ bool in_pieces(const Operand& operand, const u8* base, i32 columns) {
-    const u64 low_bits = reinterpret_cast<u64>(base) | static_cast<u64>(operand.row) | static_cast<u64>(columns) * kItem;
-    return low_bits % kPiece == 0 && operand.column == kItem;
-}
-
 // Which pieces of kCount rows a thread copies: those at `byte`, byte + kAcross, ... of rows own_row, own_row + kStep, ...
 template <class Tiles, int kCount, int kBytes>
 struct OwnPieces {

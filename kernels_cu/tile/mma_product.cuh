@@ -9,24 +9,25 @@
 // A step of a product takes two 16-byte pieces of a row, whatever the elements: bytes of q and k lie alike in fragments.
 constexpr int kStepBytes = 32;
 
-// A warp's part of a result tile.
-template <class Tiles>
+// A warp's part of a result tile of kWidth columns.
+template <class Tiles, int kWidth = Tiles::kVDim>
 struct MmaResult {
-    typename SumsFor<Tiles::kPrecise>::Pair at[Tiles::kRows][Tiles::kVTiles];
+    static constexpr int kTiles = kWidth / 8;
+    typename SumsFor<Tiles::kPrecise>::Pair at[Tiles::kRows][kTiles];
 };
 
-// Left operands: the warp's rows of q; at(16 m, step * kStepBytes) is where the lane's row of step `step` lies.
-template <class Tiles>
-__device__ __forceinline__ LaneRows<Tiles::kHeadPitch> left_rows(const u8* q) {
+// Left operands: the warp's owner rows; at(16 m, step * kStepBytes) is where the lane's row of step `step` lies.
+template <class Tiles, int kPitch>
+__device__ __forceinline__ LaneRows<kPitch> left_rows(const u8* owner) {
     const u32 thread = thread_index_anew(), lane = thread % 32;
-    return {q, thread / 32 * 16 * Tiles::kMTiles + lane % 16, lane / 16 * 16};
+    return {owner, thread / 32 * 16 * Tiles::kMTiles + lane % 16, lane / 16 * 16};
 }
 
-// Right operands: 16 keys at a time; at(8 n, step * kStepBytes).
-template <class Tiles>
-__device__ __forceinline__ LaneRows<Tiles::kHeadPitch> right_rows(const u8* k) {
+// Right operands: 16 walked rows at a time; at(8 n, step * kStepBytes).
+template <int kPitch>
+__device__ __forceinline__ LaneRows<kPitch> right_rows(const u8* walked) {
     const u32 lane = thread_index_anew() % 32;
-    return {k, lane % 8 + lane / 16 * 8, lane / 8 % 2 * 16};
+    return {walked, lane % 8 + lane / 16 * 8, lane / 8 % 2 * 16};
 }
 
 // Accumulator (m, n) of a fragment += a b.
@@ -36,9 +37,9 @@ __device__ __forceinline__ void multiply(Fragment<Tiles>& to, int m, int n, cons
                           to.at[2 * m + 1][2 * n + 1], a, b0, b1);
 }
 
-template <class Tiles>
+template <class Tiles, int kPitch>
 __device__ __forceinline__ void product_step(
-    Fragment<Tiles>& scores, const LaneRows<Tiles::kHeadPitch>& left, const LaneRows<Tiles::kHeadPitch>& right, int step) {
+    Fragment<Tiles>& scores, const LaneRows<kPitch>& left, const LaneRows<kPitch>& right, int step) {
     u32 a[Tiles::kMTiles][4];
 #pragma unroll
     for (int m = 0; m < Tiles::kMTiles; ++m) load_matrices(a[m], left.at(16 * m, step * kStepBytes));
@@ -54,19 +55,19 @@ __device__ __forceinline__ void product_step(
     }
 }
 
-// scores = q k^T.
-template <class Tiles>
-__device__ __forceinline__ void product(Fragment<Tiles>& scores, const u8* q, const u8* k) {
+// scores = owner walked^T, over rows of kBytes that are kPitch apart.
+template <int kBytes, int kPitch, class Tiles>
+__device__ __forceinline__ void product(Fragment<Tiles>& scores, const u8* owner, const u8* walked) {
     for (auto& row : scores.at)
         for (float& score : row) score = 0;
-    const auto left = left_rows<Tiles>(q);
-    const auto right = right_rows<Tiles>(k);
+    const auto left = left_rows<Tiles, kPitch>(owner);
+    const auto right = right_rows<kPitch>(walked);
     // The first steps apart: where the compiler sees them, sums start from no register. Unrolled in full the loads of all
     // steps come first, and take registers that there are not.
     product_step(scores, left, right, 0);
     product_step(scores, left, right, 1);
 #pragma unroll 3
-    for (int step = 2; step < Tiles::kHeadBytes / kStepBytes; ++step) product_step(scores, left, right, step);
+    for (int step = 2; step < kBytes / kStepBytes; ++step) product_step(scores, left, right, step);
 }
 
 // Which of a lane's keys any row of the warp sees: the others' values may be NaN, and 0 * NaN is NaN.
@@ -89,19 +90,19 @@ __device__ __forceinline__ Seen seen_by_warp(const Bits<Tiles>& visible) {
 }
 
 // Accumulators of rows 2 m, 2 m + 1 and columns [8 n, 8 n + 8) += a b.
-template <class Tiles>
-__device__ __forceinline__ void multiply(MmaResult<Tiles>& to, int m, int n, const u32 (&a)[4], u32 b0, u32 b1) {
+template <class Tiles, int kWidth>
+__device__ __forceinline__ void multiply(MmaResult<Tiles, kWidth>& to, int m, int n, const u32 (&a)[4], u32 b0, u32 b1) {
     auto &upper = to.at[2 * m][n], &lower = to.at[2 * m + 1][n];
     Tiles::Kind::multiply(upper.low, upper.high, lower.low, lower.high, a, b0, b1);
 }
 
-// result += weights v for elements of 16 bits, 16 keys at a time.
-template <bool kMayHideKeys, class Tiles>
+// result += weights v for elements of 16 bits, 16 keys at a time; of rows of v the columns from byte `first` on.
+template <bool kMayHideKeys, int kPitch, class Tiles, int kWidth>
 __device__ __forceinline__ void accumulate_halves(
-    MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
+    MmaResult<Tiles, kWidth>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen, u32 first = 0) {
     const auto& w = weights.at;
     const u32 lane = thread_index_anew() % 32;
-    const LaneRows<Tiles::kVPitch> right(v, lane % 16, lane / 16 * 16);
+    const LaneRows<kPitch> right(v, lane % 16, lane / 16 * 16);
 #pragma unroll
     for (int step = 0; step < Tiles::kWalk / 16; ++step) {
         const int c = 4 * step;  // the lane's columns of this step: c to c + 3
@@ -112,9 +113,9 @@ __device__ __forceinline__ void accumulate_halves(
             for (int n = 0; n < 4; ++n)
                 a[m][n] = Tiles::Kind::pack(w[2 * m + n % 2][c + n / 2 * 2], w[2 * m + n % 2][c + n / 2 * 2 + 1]);
 #pragma unroll
-        for (int n = 0; n < Tiles::kVTiles; n += 2) {
+        for (int n = 0; n < kWidth / 8; n += 2) {
             u32 b[4];
-            load_matrices_transposed(b, right.at(16 * step, n * 16));
+            load_matrices_transposed(b, right.at(16 * step, first + n * 16));
             if constexpr (kMayHideKeys)
                 for (int i = 0; i < 4; ++i) b[i] &= seen.halves(c + i % 2 * 2);
 #pragma unroll
@@ -128,30 +129,30 @@ __device__ __forceinline__ void accumulate_halves(
 
 // Of the 8 keys from 8 j on, an operand takes those in the order in which the lane holds their weights: inner index t is
 // key 2 t, and t + 4 is key 2 t + 1.
-template <class Tiles>
+template <int kPitch>
 struct ValueWords {
     const u8 *even, *odd;  // the lane's rows, and by how they swizzle
-    int even_swizzle, odd_swizzle;
+    u32 even_swizzle, odd_swizzle, first;
 
-    __device__ __forceinline__ ValueWords(const u8* v, int lane)
-        : even(v + lane % 4 * 2 * Tiles::kVPitch + lane / 4 * 4 % 16), odd(even + Tiles::kVPitch),
-          even_swizzle(lane / 16 * 16 ^ swizzle_of<Tiles::kVPitch>(lane % 4 * 2)),
-          odd_swizzle(lane / 16 * 16 ^ swizzle_of<Tiles::kVPitch>(lane % 4 * 2 + 1)) {}
+    __device__ __forceinline__ ValueWords(const u8* v, int lane, u32 first_byte)
+        : even(v + lane % 4 * 2 * kPitch + lane / 4 * 4 % 16), odd(even + kPitch),
+          even_swizzle(lane / 16 * 16 ^ swizzle_of<kPitch>(lane % 4 * 2)),
+          odd_swizzle(lane / 16 * 16 ^ swizzle_of<kPitch>(lane % 4 * 2 + 1)), first(first_byte) {}
 
-    // Columns [8 n, 8 n + 8).
+    // Columns [8 n, 8 n + 8) from the first on.
     __device__ __forceinline__ void load(u32 (&b)[2], int j, int n) const {
-        const int rest = 8 * j * Tiles::kVPitch + 32 * n / 128 * 128;
-        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ 32 * n % 128));
-        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ 32 * n % 128));
+        const u32 byte = first + 32 * n, rest = 8 * j * kPitch + byte / 128 * 128;
+        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ byte % 128));
+        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ byte % 128));
     }
 };
 
-// result += weights v for elements of 32 bits, 8 keys at a time.
-template <bool kMayHideKeys, class Tiles>
+// result += weights v for elements of 32 bits, 8 keys at a time; of rows of v the columns from byte `first` on.
+template <bool kMayHideKeys, int kPitch, class Tiles, int kWidth>
 __device__ __forceinline__ void accumulate_words(
-    MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
+    MmaResult<Tiles, kWidth>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen, u32 first = 0) {
     const auto& w = weights.at;
-    const ValueWords<Tiles> right(v, thread_index_anew() % 32);
+    const ValueWords<kPitch> right(v, thread_index_anew() % 32, first);
 #pragma unroll
     for (int j = 0; j < Tiles::kWalk / 8; ++j) {
         u32 a[Tiles::kMTiles][4];
@@ -160,7 +161,7 @@ __device__ __forceinline__ void accumulate_words(
 #pragma unroll
             for (int n = 0; n < 4; ++n) a[m][n] = Tiles::Kind::rounded(bits_of_float(w[2 * m + n % 2][2 * j + n / 2]));
 #pragma unroll
-        for (int n = 0; n < Tiles::kVTiles; ++n) {
+        for (int n = 0; n < kWidth / 8; ++n) {
             u32 b[2];
             right.load(b, j, n);
             if constexpr (kMayHideKeys) b[0] &= seen.whole(2 * j), b[1] &= seen.whole(2 * j + 1);

@@ -30,18 +30,19 @@ struct StepSum {
 // What small products add: nothing where an operand is infinite, and they are inf - inf.
 __device__ __forceinline__ float finite_or_zero(float small) { return fabsf(small) < infinity<float>() ? small : 0; }
 
-// scores = q k^T.
-template <class Tiles>
-__device__ __forceinline__ void product_split(Fragment<Tiles>& scores, const u8* q, const u8* k) {
+// scores = owner walked^T. Where kTransposed the owner is what walks elsewhere, and the scores are those to the last bit:
+// small products are added in the same order.
+template <bool kTransposed, int kBytes, int kPitch, class Tiles>
+__device__ __forceinline__ void product_split(Fragment<Tiles>& scores, const u8* owner, const u8* walked) {
     Fragment<Tiles> small;
 #pragma unroll
     for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll
         for (int c = 0; c < Tiles::kColumns; ++c) scores.at[r][c] = small.at[r][c] = 0;
-    const auto left = left_rows<Tiles>(q);
-    const auto right = right_rows<Tiles>(k);
+    const auto left = left_rows<Tiles, kPitch>(owner);
+    const auto right = right_rows<kPitch>(walked);
 #pragma unroll 2
-    for (int step = 0; step < Tiles::kHeadBytes / kStepBytes; ++step) {
+    for (int step = 0; step < kBytes / kStepBytes; ++step) {
         Split<4> a[Tiles::kMTiles];
         u32 bits[4];
 #pragma unroll
@@ -58,8 +59,9 @@ __device__ __forceinline__ void product_split(Fragment<Tiles>& scores, const u8*
             for (int m = 0; m < Tiles::kMTiles; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    multiply(small, m, n + half, a[m].low, b.high[2 * half], b.high[2 * half + 1]);
+                    if (!kTransposed) multiply(small, m, n + half, a[m].low, b.high[2 * half], b.high[2 * half + 1]);
                     multiply(small, m, n + half, a[m].high, b.low[2 * half], b.low[2 * half + 1]);
+                    if (kTransposed) multiply(small, m, n + half, a[m].low, b.high[2 * half], b.high[2 * half + 1]);
                     StepSum sum = {};
                     sum.multiply(a[m].high, b.high[2 * half], b.high[2 * half + 1]);
 #pragma unroll
@@ -73,12 +75,12 @@ __device__ __forceinline__ void product_split(Fragment<Tiles>& scores, const u8*
         for (int c = 0; c < Tiles::kColumns; ++c) scores.at[r][c] += finite_or_zero(small.at[r][c]);
 }
 
-// result += weights v, the tile's sum from zero.
-template <bool kMayHideKeys, class Tiles>
+// result += weights v, the tile's sum from zero; of rows of v the columns from byte `first` on.
+template <bool kMayHideKeys, int kPitch, class Tiles, int kWidth>
 __device__ __forceinline__ void accumulate_split(
-    MmaResult<Tiles>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen) {
+    MmaResult<Tiles, kWidth>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen, u32 first = 0) {
     constexpr int kSteps = Tiles::kWalk / 8;
-    const ValueWords<Tiles> right(v, thread_index_anew() % 32);
+    const ValueWords<kPitch> right(v, thread_index_anew() % 32, first);
 #pragma unroll
     for (int m = 0; m < Tiles::kMTiles; ++m) {
         Split<4> a[kSteps];
@@ -90,7 +92,7 @@ __device__ __forceinline__ void accumulate_split(
             a[j].set(bits);
         }
 #pragma unroll
-        for (int n = 0; n < Tiles::kVTiles; ++n) {
+        for (int n = 0; n < kWidth / 8; ++n) {
             StepSum high_low = {}, low_high = {};
             float part[4] = {};
 #pragma unroll
@@ -113,4 +115,20 @@ __device__ __forceinline__ void accumulate_split(
             result.at[2 * m + 1][n].add(part[2], part[3]);
         }
     }
+}
+
+// scores = owner walked^T, in whatever way the elements are multiplied.
+template <bool kTransposed, int kBytes, int kPitch, class Tiles>
+__device__ __forceinline__ void tile_product(Fragment<Tiles>& scores, const u8* owner, const u8* walked) {
+    if constexpr (Tiles::Kind::kSplit) product_split<kTransposed, kBytes, kPitch>(scores, owner, walked);
+    else product<kBytes, kPitch>(scores, owner, walked);
+}
+
+// result += weights rows, in the same way.
+template <bool kMayHideKeys, int kPitch, class Tiles, int kWidth>
+__device__ __forceinline__ void add_product(
+    MmaResult<Tiles, kWidth>& result, const Fragment<Tiles>& weights, const u8* rows, const Seen& seen, u32 first = 0) {
+    if constexpr (Tiles::Kind::kSplit) accumulate_split<kMayHideKeys, kPitch>(result, weights, rows, seen, first);
+    else if constexpr (Tiles::Kind::kItem == 2) accumulate_halves<kMayHideKeys, kPitch>(result, weights, rows, seen, first);
+    else accumulate_words<kMayHideKeys, kPitch>(result, weights, rows, seen, first);
 }

@@ -11,10 +11,10 @@ struct FloatElement {
     static constexpr int kItem = 4;
 };
 
-// Bytes of a row that are stored at a time: all passes are alike, and a row of q has room for them.
-template <class Tiles, class Element>
+// Bytes of a row of kWidth columns that are stored at a time: all passes are alike, and a row of the stage has kRoom bytes.
+template <int kRoom, int kWidth, class Element>
 __device__ constexpr int stage_bytes() {
-    return Tiles::kHeadPitch < 128 || Tiles::kVDim * Element::kItem % 128 != 0 ? 64 : 128;
+    return kRoom < 128 || kWidth * Element::kItem % 128 != 0 ? 64 : 128;
 }
 
 // Where a byte of a row lies in the stage. Pairs of a lane are 4 or 8 bytes, and those that are written together, those of
@@ -57,14 +57,15 @@ __device__ __forceinline__ void store_piece(const Target& target, const u8* stag
     }
 }
 
-// `stage` is the warp's own, stage_bytes for each of its rows.
-template <class Tiles, class Element>
-__device__ __forceinline__ void store_result(const MmaResult<Tiles>& result, u8* stage, const Target& target) {
-    constexpr int kBytes = stage_bytes<Tiles, Element>();
+// `stage` is the warp's own, kRoom bytes for each of its rows.
+template <int kRoom, class Element, class Tiles, int kColumns>
+__device__ __forceinline__ void store_result(
+    const MmaResult<Tiles, kColumns>& result, u8* stage, const Target& target) {
+    constexpr int kBytes = stage_bytes<kRoom, kColumns, Element>();
     constexpr int kWidth = kBytes / Element::kItem, kPieces = kBytes / kPiece;
     const bool pieces = in_pieces<Element::kItem>(target.operand, target.base, target.columns);
 #pragma unroll
-    for (int first = 0; first < Tiles::kVDim; first += kWidth) {
+    for (int first = 0; first < kColumns; first += kWidth) {
         if (target.first + first >= target.columns) return;
         warp_sync();  // the stage is being read
 #pragma unroll
@@ -86,4 +87,12 @@ __device__ __forceinline__ void store_result(const MmaResult<Tiles>& result, u8*
                 store_piece<Element>(target, staged<Element, kBytes>(stage, r, n * kPiece), row, column, pieces);
         }
     }
+}
+
+// The same in the dtype of the target: that of q, k and v, or float32.
+template <int kRoom, class Tiles, int kColumns>
+__device__ __forceinline__ void store_any(const MmaResult<Tiles, kColumns>& result, u8* stage, const Target& target) {
+    if constexpr (Tiles::Kind::kItem == 2)
+        if (target.operand.dtype != kFloat32) return store_result<kRoom, typename Tiles::Kind>(result, stage, target);
+    store_result<kRoom, FloatElement>(result, stage, target);
 }

@@ -91,11 +91,10 @@ struct MmaTiles {
     static constexpr int kVBytes = kVDim * Kind::kItem;
     static constexpr int kHeadPitch = pitch_of(kHeadBytes);
     static constexpr int kVPitch = pitch_of(kVBytes);
-    static constexpr int kVTiles = kVDim / 8;
     static constexpr bool kPrecise = Kind::kSplit;
 
     // What hooks ask of a kind of tiles, see FmaTiles.
-    static constexpr bool kFolds = !kPrecise, kPatches = true, kAlignedOperands = true;
+    static constexpr bool kFolds = !kPrecise, kLeavesScale = true, kPatches = true, kAlignedOperands = true;
     // q is negated where the scale is: the softmax takes its maximum before it scales. Zero would turn -inf into NaN.
     __device__ static double scale(const AttentionParams& params) { return fmax(fabs(params.scale), 1e-37); }
     __device__ static __forceinline__ float tanh(float x) {

@@ -1,0 +1,77 @@
+// Before the backward by tensor cores, for every segment of 16 query rows: the terms of its rows, zeros in its sums of dq,
+// and its rows' shares of dsinks.
+#include <bwd_rows.cu>
+#include <tile/mma_gradient.cuh>
+
+// What the forward knew of a row, in double: reference and 1 / sum, or where it kept neither, what follows from lse.
+struct RowSums {
+    double reference, inverse_sum;
+    double lse;  // in units of log2
+};
+
+__device__ inline RowSums row_sums(const AttentionParams& params, const Work& work, i64 row, i32 keys) {
+    RowSums sums;
+    if (given(params.stats)) {
+        const u8* stats = base(params.stats, work, work.head) + row * params.stats.row;
+        sums.reference = load<double>(params.stats, stats);
+        sums.inverse_sum = load<double>(params.stats, stats + params.stats.column);
+        sums.lse = sums.reference - log2(sums.inverse_sum);  // infinite where the row saw nothing
+        return sums;
+    }
+    const double lse = load<double>(params.lse, base(params.lse, work, work.head) + row * params.lse.row) * kLog2E;
+    if (lse == -infinity<double>()) return {0, 0, infinity<double>()};
+    sums.reference = static_cast<float>(middle_reference(lse, keys));
+    sums.inverse_sum = exp2(sums.reference - lse);
+    sums.lse = lse;
+    return sums;
+}
+
+__device__ inline void store_terms(RowTerms<false>* to, const RowSums& sums, double delta) {
+    *to = {static_cast<float>(sums.lse), static_cast<float>(delta)};
+}
+
+__device__ inline void store_terms(RowTerms<true>* to, const RowSums& sums, double delta) {
+    *to = {static_cast<float>(sums.reference), static_cast<float>(sums.inverse_sum), static_cast<float>(delta), 0};
+}
+
+// d sink = -P(sink) * delta, for rows that saw a key.
+__device__ inline void store_sink(const AttentionParams& params, const Work& work, i64 row, const RowSums& sums, double delta) {
+    const double sink = load<double>(params.sinks, base(params.sinks, work, work.head)) * kLog2E;
+    u8* to = base(params.sink_rows, work, work.head) + row * params.sink_rows.row;
+    const double share = -exp2(sink - sums.reference) * sums.inverse_sum * delta;
+    store(params.sink_rows, to, sums.inverse_sum != 0 ? share : 0);
+}
+
+// dq_parts of one row: 1/16 of its segment's, by one warp.
+__device__ inline void clear_parts(const Segments& parts, i32 row, u32 lane) {
+    const i64 bytes = parts.step / kSegment;
+    u8* own = parts.at(row) + row % kSegment * bytes;
+    for (i64 byte = lane * kPiece; byte < bytes; byte += kWarp * kPiece) *reinterpret_cast<Piece*>(own + byte) = {};
+}
+
+// Of dsinks the shares of rows can be told here only where the forward's statistics say whether a row saw a key.
+template <bool kPrecise, int kRows, int kThreads>
+__device__ __forceinline__ void bwd_rows_sm80(const AttentionParams& params) {
+    StaticScheduler scheduler(params, ceil_div(params.q_len, kRows), params.q_heads);
+    const u32 lane = thread_index() % kWarp;
+    for (Work work; scheduler.next(work);) {
+        const Sequence own = sequence(params, work);
+        const Segments to = segments(params, params.row_terms, work, work.head, own.q);
+        const i32 end = ceil_div(own.q.length, kSegment) * kSegment;
+        for (i32 n = thread_index() / kWarp; n < kRows; n += kThreads / kWarp) {
+            const i32 row = work.tile * kRows + n;
+            if (row >= end) break;
+            if (given(params.dq_parts)) clear_parts(segments(params, params.dq_parts, work, work.head, own.q), row, lane);
+            RowTerms<kPrecise>* terms = reinterpret_cast<RowTerms<kPrecise>*>(to.at(row)) + row % kSegment;
+            if (row >= own.q.length) {
+                if (lane == 0) *terms = RowTerms<kPrecise>::nothing();
+                continue;
+            }
+            const double delta = row_delta(params, work, own.q.start + row);
+            if (lane != 0) continue;
+            const RowSums sums = row_sums(params, work, own.q.start + row, own.k.length);
+            store_terms(terms, sums, delta);
+            if (given(params.sink_rows)) store_sink(params, work, own.q.start + row, sums, delta);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+// Gradients on fragments of tensor cores: P from what the forward knew of the row, dS = P * (dP - delta).
+#pragma once
+
+#include <schedule/segments.cuh>
+#include <tile/mma_copy.cuh>
+#include <tile/mma_split.cuh>
+#include <tile/mma_visibility.cuh>
+
+// Tiles of the backward: of the results' columns a block computes a chunk, where they are too many for its registers.
+template <class Kind, int kOwner, int kWalk, int kHeadDim, int kVDim, int kWarps, int kStages, int kHeadChunk_, int kVChunk_>
+struct MmaGradientTiles : MmaTiles<Kind, kOwner, kWalk, kHeadDim, kVDim, kWarps, kStages> {
+    static constexpr int kHeadChunk = kHeadChunk_;  // columns of dq or dk
+    static constexpr int kVChunk = kVChunk_;        // columns of dv
+    // Nothing here takes a maximum: the scale keeps its sign.
+    __device__ static double scale(const AttentionParams& params) { return params.scale; }
+    // Of a result in chunks, the byte of an operand's row that chunk `chunk` starts at.
+    __device__ static __forceinline__ u32 head_byte(i32 chunk) {
+        return kHeadChunk == kHeadDim ? 0 : chunk * (kHeadChunk * Kind::kItem);
+    }
+    __device__ static __forceinline__ u32 v_byte(i32 chunk) {
+        return kVChunk == kVDim ? 0 : chunk * (kVChunk * Kind::kItem);
+    }
+    static_assert(kHeadChunk % 32 == 0 && kVChunk % 32 == 0, "half a row of banks, and whole steps");
+};
+
+// What a query row brings to its gradients: written by bwd_rows_sm80.cu.
+template <bool kPrecise>
+struct alignas(8) RowTerms {
+    float lse;  // in units of log2: P = exp2(s - lse); infinite where the row saw nothing
+    float delta;
+
+    __device__ __forceinline__ static RowTerms nothing() { return {infinity<float>(), 0}; }
+    __device__ __forceinline__ float weight(float product, float factor) const {
+        return exp2_approximate(multiply_add(product, factor, -lse));
+    }
+};
+
+// In float32 rounding lse would be an error of all of P.
+template <>
+struct alignas(16) RowTerms<true> {
+    float reference, inverse_sum;  // P = exp2(s - reference) * inverse_sum
+    float delta;
+    float unused;
+
+    __device__ __forceinline__ static RowTerms nothing() { return {0, 0, 0, 0}; }
+    __device__ __forceinline__ float weight(float product, float factor) const {
+        return power_of_two(multiply_add(product, factor, -reference)) * inverse_sum;
+    }
+};
+
+template <class Tiles>
+using Terms = RowTerms<Tiles::kPrecise>;
+
+// The terms of a segment.
+template <class Tiles>
+__device__ constexpr int terms_bytes() { return kSegment * sizeof(Terms<Tiles>); }
+
+// Terms of the lane's rows, where queries own the tile.
+template <class Tiles>
+struct OwnerTerms {
+    Terms<Tiles> own[Tiles::kRows];
+
+    // Of the tile's rows from `first` on.
+    __device__ __forceinline__ void load(const Segments& from, i32 first, i32 length) {
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            const i32 row = first + Tiles::local_row(r);
+            own[r] = row < length ? reinterpret_cast<const Terms<Tiles>*>(from.at(row))[row % kSegment]
+                                  : Terms<Tiles>::nothing();
+        }
+    }
+
+    struct Columns {
+        const OwnerTerms& terms;
+        __device__ __forceinline__ const Terms<Tiles>& at(int r, int) const { return terms.own[r]; }
+    };
+    __device__ __forceinline__ Columns columns(int) const { return {*this}; }
+};
+
+// Terms of the lane's columns, in shared memory, where queries walk. Two neighbours are read at once.
+template <class Tiles>
+struct WalkedTerms {
+    const Terms<Tiles>* walked;
+
+    struct alignas(16) Columns {
+        Terms<Tiles> two[2];
+        __device__ __forceinline__ const Terms<Tiles>& at(int, int i) const { return two[i]; }
+    };
+    __device__ __forceinline__ Columns columns(int c) const {
+        return *reinterpret_cast<const Columns*>(walked + Tiles::local_column(c));
+    }
+};
+
+// Terms of a tile's queries to shared memory, asynchronously; zeros for segments from `end` on.
+template <class Tiles, class Tile>
+__device__ __forceinline__ void copy_terms(Terms<Tiles>* to, const Segments& from, const Tile& tile, i32 end) {
+    constexpr int kEach = terms_bytes<Tiles>() / kPiece, kPieces = Tiles::kWalk / kSegment * kEach;
+#pragma unroll
+    for (int first = 0; first < kPieces; first += Tiles::kThreads) {
+        const int piece = first + thread_index_anew();
+        if (kPieces % Tiles::kThreads != 0 && piece >= kPieces) break;
+        const i32 row = tile.at(piece / kEach * kSegment);
+        copy_async_16(reinterpret_cast<u8*>(to) + piece * kPiece, from.at(row) + piece % kEach * kPiece,
+                      row < end ? kPiece : 0);
+    }
+}
+
+// Bits of a tile's scores that follow from coordinates alone, found before the products: registers are free then.
+template <class Tiles>
+struct ScoreBits {
+    Bits<Tiles> visible, kept;
+};
+
+// Products q k^T become P after dropout, not yet scaled up, products dout v^T become dS.
+template <bool kMasked, class Tiles, class RowsTerms>
+__device__ __forceinline__ void weigh(Fragment<Tiles>& weights, Fragment<Tiles>& gradients, float factor, float survivors,
+                                      const ScoreBits<Tiles>& bits, const RowsTerms& terms) {
+#pragma unroll
+    for (int c = 0; c < Tiles::kColumns; c += 2) {
+        const auto columns = terms.columns(c);
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const auto& own = columns.at(r, i);
+                float &weight = weights.at[r][c + i], &gradient = gradients.at[r][c + i];
+                const bool hidden = kMasked && !bits.visible(r, c + i), kept = bits.kept(r, c + i);
+                const float whole = own.weight(weight, factor);
+                const float rest = kept ? multiply_add(gradient, survivors, -own.delta) : -own.delta;
+                gradient = hidden ? 0 : whole * rest;
+                weight = hidden || !kept ? 0 : whole;
+            }
+    }
+}
+
+// What one tile of scores goes through: P and dS of the pair of owner and walked rows that `place` stands for.
+template <class Tiles, class Schedule, class Hooks, bool kTransposed>
+struct ScoreGradients {
+    using Tile = typename Schedule::Tile;
+    // Whether a position that is copied may be hidden from all rows of a warp, and with it values that are NaN.
+    static constexpr bool kMayHide = Hooks::kHides || Schedule::kPatterns;
+    Fragment<Tiles> weights, gradients;
+    Seen seen = {0xffffffffu};  // walked positions that any row of the warp sees
+    u32 rows = 0xffffffffu;     // a bit for each of the lane's rows that sees any of its columns
+
+    // `scores` and `upstream` are the owner's and the walked operand of q k^T and of dout v^T. `masked`: look at
+    // visibility even in a FULL tile.
+    template <class RowsTerms>
+    __device__ __forceinline__ ScoreGradients(const Schedule& schedule, Hooks& hooks, const Tile& tile, i32 first_row,
+                                              bool masked, const u8* owner_a, const u8* walked_a, const u8* owner_b,
+                                              const u8* walked_b, const RowsTerms& terms) {
+        const Place<Tiles, Tile, kTransposed> place = {first_row, tile};
+        ScoreBits<Tiles> bits = {equal_bits<Tiles>(true), equal_bits<Tiles>(true)};
+        masked |= Hooks::kHides || schedule.partial(tile);
+        if (masked) bits.visible = visible_patches<Tiles>(schedule, tile, place);
+        if constexpr (Hooks::kHides) hooks.hide(bits.visible, place);
+        hooks.drop(bits.kept, place);
+        warp_sync();  // lanes that took branches of their own are together again
+        tile_product<kTransposed, Tiles::kHeadBytes, Tiles::kHeadPitch>(weights, owner_a, walked_a);
+        tile_product<kTransposed, Tiles::kVBytes, Tiles::kVPitch>(gradients, owner_b, walked_b);
+        const float factor = hooks.scores(weights, bits.visible, place);
+        const float survivors = static_cast<float>(hooks.survivors());
+        if (masked) weigh<true>(weights, gradients, factor, survivors, bits, terms);
+        else weigh<false>(weights, gradients, factor, survivors, bits, terms);
+        if constexpr (kMayHide) seen = seen_by_warp(bits.visible);
+        rows = 0;
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) rows |= (bits.visible.row(r) != 0 ? 1u : 0) << r;
+    }
+};

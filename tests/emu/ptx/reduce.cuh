@@ -1,0 +1,18 @@
+// Emulated: each addition at once, in the order in which lanes and blocks run.
+#pragma once
+
+#include <types.cuh>
+
+constexpr int kQuads = 128;
+
+__device__ __forceinline__ void add_quads(float* quads, u32 lane, const float (&own)[4]) {
+    for (int n = 0; n < 4; ++n) {
+        u32 bits;
+        __builtin_memcpy(&bits, &own[n], 4);
+        emu_atomic(quads + 32 * n + lane, emu::Atomic::add_f32, bits);
+    }
+}
+
+__device__ __forceinline__ void load_quads(float (&own)[4], const float* quads, u32 lane) {
+    for (int n = 0; n < 4; ++n) own[n] = quads[32 * n + lane];
+}
