@@ -150,7 +150,9 @@ def test_deterministic_gradients_are_right(backend, features, numbers):
     check(Case(features, sizes=sizes, **NUMBERS[numbers]), backend, deterministic=True)
 
 
-@pytest.mark.parametrize("numbers", ["float16", "float32", pytest.param("tf32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "numbers", ["float16", *(pytest.param(one, marks=pytest.mark.slow) for one in ("float32", "tf32"))]
+)
 def test_deterministic_gradients_have_the_same_bits_in_every_order_of_blocks(emulator, numbers):
     operands = _operands(numbers, q_len=90, kv_len=130, batch=(2,))
     runs = []
@@ -440,9 +442,18 @@ def test_keys_that_there_are_not_add_nothing_to_dq(backend):
 _ORDERS = list(itertools.product(("forward", "reverse", "random"), ("eager", "lazy")))
 
 
-@pytest.mark.parametrize("numbers", _QUICK)
-@pytest.mark.parametrize("head_dim", [24, 40], ids=["one_stage", "two_stages"])
-@pytest.mark.parametrize("listed", [False, True], ids=["band", "list"])
+_QUICK_ORDERS = [(False, 40, "float16"), (True, 24, "float16")]
+_SLOW_ORDERS = [
+    one
+    for one in itertools.product((False, True), (24, 40), ("float16", "bfloat16", "tf32", "float32"))
+    if one not in _QUICK_ORDERS and (one[2] != "bfloat16" or one[0])
+]
+
+
+@pytest.mark.parametrize(
+    ("listed", "head_dim", "numbers"),
+    [*_QUICK_ORDERS, *(pytest.param(*one, marks=pytest.mark.slow) for one in _SLOW_ORDERS)],
+)
 def test_the_same_bits_in_every_order_of_lanes_and_copies(emulator, listed, head_dim, numbers):
     operands = _operands(numbers, q_len=70, kv_len=150, head_dim=head_dim, v_dim=40)
     options = {"causal": True, "dropout": 0.2, "seed": 3, "bias": np.linspace(-1, 1, 150, dtype=np.float32)}
@@ -463,9 +474,9 @@ def test_the_same_bits_in_every_order_of_lanes_and_copies(emulator, listed, head
     assert all(_equal(one, results[0]) for one in results[1:])
 
 
-@pytest.mark.parametrize("copies", ["eager", "lazy"])
+@pytest.mark.parametrize("copies", ["lazy", pytest.param("eager", marks=pytest.mark.slow)])
 def test_lists_of_few_and_of_no_blocks(emulator, copies):
-    """From no tile at all to one more than there are stages, both ways."""
+    """From no tile at all to more than there are stages, both ways."""
     operands = _operands("float16", q_len=96, kv_len=160)
     blocks = np.zeros((6, 10), np.bool_)
     for row, count in enumerate((0, 1, 2, 3, 5, 7)):

@@ -145,12 +145,20 @@ def test_grids_beyond_the_hardware_are_refused(recorder):
 
 
 @pytest.mark.parametrize("length", [4096, 65536])
-def test_temporary_memory_is_linear(recorder, length):
-    x = array(recorder, 2, length, 64)
+@pytest.mark.parametrize(
+    ("dtype", "of_a_row"),
+    [
+        ("float64", 8),  # delta
+        ("float32", 4 * 4),  # what a row brings
+        ("float16", 2 * 4 + 64 * 4),  # the same, in fewer numbers, and sums of dq
+    ],
+)
+def test_temporary_memory_is_linear(recorder, dtype, of_a_row, length):
+    x = array(recorder, 2, length, 64, dtype=np.dtype(dtype))
     told = fc.explain(x, x, x, causal=True)
     assert told.backend == "cuda"
     assert told.workspace_bytes == 0
-    assert told.backward_workspace_bytes == 2 * length * 4  # delta
+    assert told.backward_workspace_bytes == 2 * length * of_a_row
 
 
 def test_explain_tells_the_truth_about_memory(recorder):
@@ -216,7 +224,10 @@ def test_under_capture_only_what_is_warmed_up_runs(recorder):
     recorder.capturing = True
     out, residuals = fc.attention_fwd(x, x, x, **options)
     fc.attention_bwd(out, residuals)
-    assert [name.partition("_")[0] for name in recorder.entries] == ["upload", "fwd", "upload", "bwd", "dq", "dkv"]
+    assert [name.partition("_")[0] for name in recorder.entries] == ["upload", "fwd", "upload", "bwd", "dkvq", "bwd"]
+    recorder.entries.clear()
+    fc.attention_bwd(out, residuals, deterministic=True)
+    assert [name.partition("_")[0] for name in recorder.entries] == ["upload", "bwd", "dkv", "dq"]
 
 
 def test_memory_of_a_captured_call_is_kept(recorder):

@@ -45,7 +45,8 @@ _SM80_DTYPES: dict[Kind, tuple[str, str]] = {
     "tf32": ("float32", "tf32"),
     "split_tf32": ("float32", "highest"),
 }
-_BEYOND_SM80 = BUCKETS[-1] + 8  # a head_dim that generic kernels serve on every GPU
+# head_dim and columns of v that generic kernels serve on every GPU in float32, of each size of theirs.
+_BEYOND_SM80 = ((8, 64), (8, 128), (BUCKETS[-1] + 8, 128))
 
 # The most shared memory a block may opt in to, in KiB: CUDA C++ Programming Guide, "Compute Capabilities".
 _SHARED = {70: 96, 72: 96, 75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 101: 227, 103: 227}
@@ -160,8 +161,8 @@ def _sm80_cases(compute_capability: tuple[int, int]) -> Iterator[Case]:
         yield Case("float32", 64, 64, (feature,), precision="tf32")
         yield Case("float32", 64, 64, (feature,), None, _with_bias(("q", "k", "v"), (feature,)), "tf32", True)
     yield Case("float32", 64, 64, tuple(FEATURES), (64, 64), precision="tf32")
-    for v_dim, block in itertools.product(_COLUMNS, (None, *_BLOCKS)):
-        yield Case("float32", _BEYOND_SM80, v_dim, block_size=_square(block))
+    for (head_dim, v_dim), block, wanted in itertools.product(_BEYOND_SM80, (None, *_BLOCKS), ((), ("q", "k", "v"))):
+        yield Case("float32", head_dim, v_dim, block_size=_square(block), wanted=wanted)
 
 
 def _square(block: int | None) -> tuple[int, int] | None:

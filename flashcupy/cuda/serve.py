@@ -153,7 +153,8 @@ def _ready(
     def attempt(name: str) -> ReadyPlan:
         family = families.FAMILIES[name]
         plan = make(family)
-        one_pass = wanted and bwd_sm80.one_pass(call.request(), wanted, deterministic=deterministic)
+        # Where it makes no difference to the kernels, it makes none to what is checked.
+        one_pass = family is families.GENERIC or bwd_sm80.one_pass(call.request(), wanted, deterministic=deterministic)
         case = first_use.case_of(spec, wanted, family.precision(spec), deterministic=not one_pass)
         with families.only(name):
             check = functools.partial(case.begin, call.device)

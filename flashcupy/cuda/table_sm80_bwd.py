@@ -73,7 +73,7 @@ _WORDS: _Table = {
 
 def adds_queries(spec: AttentionSpec) -> bool:
     """Whether dk's and dv's kernel can add to dq."""
-    return kind_of(spec) in ADDS_QUERIES
+    return spec.dtype != "float64" and kind_of(spec) in ADDS_QUERIES
 
 
 def gradient_config(spec: AttentionSpec, kernel: Kernel, shared_memory: int) -> GradientConfig:
