@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Kind = Literal["f16", "bf16", "tf32", "split_tf32"]
-Pipe = Literal["tensor", "mufu", "float", "integer", "issue", "shared", "l2"]
+Pipe = Literal["tensor", "mufu", "float", "integer", "issue", "shared", "l2", "red"]
 
 WARP = 32
 BYTES_OF_LDSM = 512  # four 8 x 8 matrices of 16 bits
@@ -47,6 +47,10 @@ class Gpu:
         Lanes of FFMA, FADD and FMUL.
     l2_bytes
         Bytes from the L2 cache, all multiprocessors reading.
+    red_instructions
+        Of a warp, to add 128 numbers to global memory.
+    red_bytes
+        Bytes that additions to global memory take.
     """
 
     name: str
@@ -56,16 +60,19 @@ class Gpu:
     mma: Mapping[str, float]
     float_lanes: int
     l2_bytes: float
+    red_instructions: int = 4
+    red_bytes: float = 16
     integer_lanes: int = 64
     mufu_lanes: int = 16
     issues: int = 4
     shared_rate: int = 128
 
 
-# mma.sync on Hopper: an assumption, 62 % of what wgmma does. L2: what others have measured, not the vendor's.
+# mma.sync on Hopper: an assumption, 62 % of what wgmma does. L2: what others have measured, not the vendor's. Additions
+# to memory: an assumption everywhere, from 30 GB/s of a multiprocessor of an H200 that others have told.
 GPUS = (
     Gpu("A100", "sm_80", 108, 1.41, {"16": 1024, "tf32": 512}, 64, 28),
-    Gpu("H100, H200", "sm_90a", 132, 1.83, {"16": 0.62 * 2048, "tf32": 0.62 * 1024}, 128, 24),
+    Gpu("H100, H200", "sm_90a", 132, 1.83, {"16": 0.62 * 2048, "tf32": 0.62 * 1024}, 128, 24, 1),
     Gpu("RTX 4090", "sm_89", 128, 2.52, {"16": 256, "tf32": 128}, 128, 16),
 )
 
@@ -89,9 +96,9 @@ def of_products(tiles: Tiles) -> Counter[str]:
     _add_products(found, tiles)
     _add_loads(found, tiles)
     if item(tiles) == 4:
-        _add_roundings(found, tiles)
+        add_roundings(found, tiles, tiles.head_dim, scores_of_lane(tiles))
     if tiles.kind == "split_tf32":
-        _add_sums(found, tiles)
+        add_split_sums(found, tiles, tiles.head_dim, _results_of_lane(tiles))
     return found
 
 
@@ -115,6 +122,11 @@ def products(tiles: Tiles) -> tuple[int, int]:
     return columns * tiles.head_dim // (8 * depth), columns * tiles.v_dim // (8 * depth)
 
 
+def product_name(tiles: Tiles) -> str:
+    """Return what the tensor-core instruction is called."""
+    return {"f16": "HMMA.16816.F32", "bf16": "HMMA.16816.F32.BF16"}.get(tiles.kind, "HMMA.1688.F32.TF32")
+
+
 def item(tiles: Tiles) -> int:
     """Return the bytes of an element."""
     return 2 if tiles.kind in ("f16", "bf16") else 4
@@ -130,8 +142,7 @@ def _results_of_lane(tiles: Tiles) -> int:
 
 
 def _add_products(found: Counter[str], tiles: Tiles) -> None:
-    name = {"f16": "HMMA.16816.F32", "bf16": "HMMA.16816.F32.BF16"}.get(tiles.kind, "HMMA.1688.F32.TF32")
-    found[name] += sum(products(tiles))
+    found[product_name(tiles)] += sum(products(tiles))
 
 
 def _add_loads(found: Counter[str], tiles: Tiles) -> None:
@@ -145,14 +156,15 @@ def _add_loads(found: Counter[str], tiles: Tiles) -> None:
     found["LOP3"] += found["LDSM"] + found["LDS"]  # swizzled addresses
 
 
-def _add_roundings(found: Counter[str], tiles: Tiles) -> None:
+def add_roundings(found: Counter[str], tiles: Tiles, columns: int, weights: int) -> None:
     """Half a unit is added, but to no NaN: to weights in registers, to the others once in shared memory.
 
-    Operands that are split are rounded where they are loaded, and keep what is left.
+    Operands that are split are rounded where they are loaded, and keep what is left. `columns` are those of the rows of
+    both operands of scores; `weights` are a thread's.
     """
-    weights, split = scores_of_lane(tiles), tiles.kind == "split_tf32"
+    split = tiles.kind == "split_tf32"
     if split:
-        operands = (tiles.owner // tiles.warps + tiles.walk) * tiles.head_dim // WARP + found["LDS"]
+        operands = (tiles.owner // tiles.warps + tiles.walk) * columns // WARP + found["LDS"]
     else:
         pieces = tile_bytes(tiles) // (BYTES_OF_COPY * tiles.warps)
         operands = 4 * pieces
@@ -187,10 +199,10 @@ def _add_copies(found: Counter[str], tiles: Tiles) -> None:
         found[kind] += count * copies
 
 
-def _add_sums(found: Counter[str], tiles: Tiles) -> None:
-    """Of split TF32: FADD adds the steps of 8, and sums over tiles keep what rounding loses."""
-    scores, results = scores_of_lane(tiles), _results_of_lane(tiles)
-    found["FADD"] += scores * tiles.head_dim // 8 + results * tiles.walk // 8 + (2 + 6) * results
+def add_split_sums(found: Counter[str], tiles: Tiles, columns: int, results: int) -> None:
+    """Of split TF32: FADD adds the steps of 8, and a thread's sums over tiles keep what rounding loses."""
+    scores = scores_of_lane(tiles)
+    found["FADD"] += scores * columns // 8 + results * tiles.walk // 8 + (2 + 6) * results
     found["FSETP"] += results  # of infinite values
     found["FSEL"] += results
     found["LOP3"] += results  # what was lost so far, two in a register
@@ -226,14 +238,15 @@ def multiply_adds(tiles: Tiles) -> int:
     return tiles.owner * tiles.walk * (tiles.head_dim + tiles.v_dim)
 
 
-def _issued(found: Mapping[str, int], tiles: Tiles, gpu: Gpu) -> dict[Pipe, float]:
-    """Return the clocks of a block's instructions by pipe."""
+def issued(found: Mapping[str, int], tiles: Tiles, gpu: Gpu) -> dict[Pipe, float]:
+    """Return the clocks of a block's instructions by pipe, `found` being one warp's."""
 
     def lanes(kinds: Sequence[str], rate: float) -> float:
         return WARP * tiles.warps * sum(found.get(kind, 0) for kind in kinds) / rate
 
     wide = sum(found.get(kind, 0) for kind in ("LDSM", "LDS.128", "STS.128"))
-    loaded = tiles.warps * (wide * BYTES_OF_LDSM + found.get("LDS", 0) * 4 * WARP)
+    narrow = sum(found.get(kind, 0) for kind in ("LDS", "STS"))
+    loaded = tiles.warps * (wide * BYTES_OF_LDSM + narrow * 4 * WARP)
     return {
         "mufu": lanes(_MUFU, gpu.mufu_lanes),
         "float": lanes(_FLOAT, gpu.float_lanes),
@@ -243,15 +256,16 @@ def _issued(found: Mapping[str, int], tiles: Tiles, gpu: Gpu) -> dict[Pipe, floa
     }
 
 
-def _tensor(tiles: Tiles, gpu: Gpu) -> float:
+def tensor_clocks(tiles: Tiles, gpu: Gpu, multiply_adds: int) -> float:
+    """Return the clocks of so many multiply-adds; split TF32 takes three products for one."""
     terms = 3 if tiles.kind == "split_tf32" else 1
-    return terms * multiply_adds(tiles) / gpu.mma["16" if item(tiles) == 2 else "tf32"]
+    return terms * multiply_adds / gpu.mma["16" if item(tiles) == 2 else "tf32"]
 
 
 def cycles(tiles: Tiles, gpu: Gpu, features: Sequence[str] = (), *, masked: bool = False) -> dict[Pipe, float]:
     """Return the clocks that each pipe of a multiprocessor works for one tile of keys of one block."""
-    found = _issued(instructions(tiles, features, masked=masked), tiles, gpu)
-    found["tensor"] = _tensor(tiles, gpu)
+    found = issued(instructions(tiles, features, masked=masked), tiles, gpu)
+    found["tensor"] = tensor_clocks(tiles, gpu, multiply_adds(tiles))
     found["shared"] += tile_bytes(tiles) / gpu.shared_rate
     of_scores = sum(OF_SCORE_BYTES.get(feature, 0) for feature in features)
     found["l2"] = (tile_bytes(tiles) + tiles.owner * tiles.walk * of_scores) / gpu.l2_bytes
@@ -291,6 +305,6 @@ def predict(tiles: Tiles, gpu: Gpu, features: Sequence[str] = (), *, masked: boo
     """Predict a tile's time; barriers and waiting for copies are left out."""
     found = cycles(tiles, gpu, features, masked=masked)
     best = max(found.values())
-    multiplying = max(_tensor(tiles, gpu), *_issued(of_products(tiles), tiles, gpu).values())
-    weighing = max(_issued(of_softmax(tiles, features, masked=masked), tiles, gpu).values())
+    multiplying = max(found["tensor"], *issued(of_products(tiles), tiles, gpu).values())
+    weighing = max(issued(of_softmax(tiles, features, masked=masked), tiles, gpu).values())
     return Prediction(found, best, max(best, multiplying + weighing))

@@ -13,6 +13,8 @@ from functools import partial
 Call = Callable[[], object]
 
 OURS = "flashcupy"
+DETERMINISTIC = " deterministic"  # behind the name of who gives the same bits in every run
+OURS_DETERMINISTIC = OURS + DETERMINISTIC
 # Worker threads of OpenBLAS and OpenMP spin for some milliseconds after a call and would slow down the next candidate.
 SETTLE_SECONDS = 0.03
 MIN_ROUNDS = 3

@@ -3,6 +3,7 @@
 #
 #   bench/on_gpu.sh                      all sections, in the order below
 #   bench/on_gpu.sh bench-fwd limits     some of them
+#   BUDGET=240 bench/on_gpu.sh bench-bwd-matrix   what a short loan of a GPU has time for: the most telling rows come first
 #   bench/on_gpu.sh tune                 tiles of the tensor-core forward against those of its table: by name only
 #   bench/on_gpu.sh --dry-run [...]      print the commands
 #
@@ -18,7 +19,7 @@
 set -ufo pipefail # -f: commands are words, regular expressions among them
 cd "$(dirname "$0")/.." || exit 2
 
-all=(env test sanitize limits bench-fwd bench-matrix bench-bwd bench-sparse bench-options bench-small peers)
+all=(env test sanitize limits bench-fwd bench-matrix bench-bwd-matrix bench-bwd bench-sparse bench-options bench-small peers)
 known=("${all[@]}" tune)
 python=${PYTHON:-python3}
 limit=520 # seconds of a section

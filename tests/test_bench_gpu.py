@@ -23,7 +23,7 @@ from bench.gpu.measure import GpuRow, largest_error, measure
 from bench.gpu.pattern import Pattern
 from bench.gpu.problem import Problem, square
 from bench.gpu.sections import SECTIONS, Item, shrunk
-from bench.harness import OURS
+from bench.harness import OURS, OURS_DETERMINISTIC
 
 TINY = Problem("forward", "float32", 2, 4, 48, 48, 16, 4)
 
@@ -44,7 +44,17 @@ def test_flops_are_counted_as_usual():
     assert square("forward", "bfloat16", 128, 8192).flops == 4 * 2 * 16 * 8192 * 8192 * 128
     assert square("forward", "bfloat16", 128, 8192, causal=True).flops == 2 * 2 * 16 * 8192 * 8192 * 128
     assert square("backward", "bfloat16", 64, 512).flops == 2.5 * 4 * 32 * 32 * 512 * 512 * 64
+    assert square("forward + backward", "bfloat16", 64, 512).flops == 3.5 * 4 * 32 * 32 * 512 * 512 * 64
     assert square("forward", "float16", 96, 16384).heads == 21
+
+
+def test_results_alone_grow_with_the_length():
+    out = 2 * 16 * 8192 * 128 * 2
+    assert square("forward", "bfloat16", 128, 8192).result_bytes == out
+    assert square("backward", "bfloat16", 128, 8192).result_bytes == 3 * out
+    assert square("forward + backward", "float32", 128, 8192).result_bytes == 4 * 2 * out
+    assert square("backward", "bfloat16", 128, 8192, kv_heads=2).result_bytes == out + 2 * out // 8
+    assert square("backward", "bfloat16", 128, 8192, tokens=8192).result_bytes == 3 * out // 2
 
 
 def test_flops_of_what_is_visible():
@@ -95,6 +105,34 @@ def test_the_matrix_looks_at_everything_before_it_looks_at_every_length():
         (problem.dtype, problem.precision, problem.head_dim, problem.causal) for problem in problems
     }
     assert first[0] == square("forward", "bfloat16", 128, 8192, causal=True)
+
+
+def test_a_short_loan_has_time_for_every_sort_of_backward():
+    items = list(SECTIONS["bwd-matrix"](False))
+    first = [item.problem for item in items][:11]
+    assert first[0] == square("backward", "bfloat16", 128, 8192, causal=True)
+    assert {problem.direction for problem in first} == {"backward", "forward + backward"}
+    for field, values in (("head_dim", {64, 128, 256}), ("dtype", {"bfloat16", "float16", "float32"})):
+        assert {getattr(problem, field) for problem in first} == values
+    assert {(problem.heads, problem.kv_heads) for problem in first if problem.heads != problem.kv_heads} == {
+        (32, 8),
+        (32, 1),
+    }
+    assert {(problem.dtype, problem.precision) for problem in first} >= {("float32", "highest"), ("float32", "tf32")}
+    assert len(items) == 4 * 3 * 2 * 6 + 3 + 2
+    assert {problem.batch * problem.q_length for problem in (item.problem for item in items)} == {16384}
+
+
+@pytest.mark.parametrize("section", ["bwd", "bwd-matrix"])
+def test_deterministic_backwards_take_turns_with_the_default(section):
+    for item in SECTIONS[section](False):
+        names = [candidate.name for candidate in item.candidates]
+        assert names[:2] == [OURS, OURS_DETERMINISTIC]
+        assert {"torch flash", "torch cuDNN", "torch efficient"} <= set(names)
+    if section == "bwd":
+        assert {"torch flex", "JAX cuDNN"} <= {
+            candidate.name for candidate in next(iter(SECTIONS[section](False))).candidates
+        }
 
 
 def test_shrinking_keeps_what_a_row_is_about():
@@ -273,6 +311,20 @@ def test_a_row_in_the_table():
         "| flashcupy | 2.000 | 2.000..2.000 | 0.5 | 25 | 1.00 | not known | not compared |",
         "| b (host clock) | 4.000 | 4.000..4.000 | 0.25 | 12 | 2.00 | not known | not compared |",
     ]
+
+
+def test_results_alone_stand_beside_the_peak():
+    row = GpuRow("g", "n", {OURS: [1e-3] * 3}, {OURS: 3 << 20}, TINY.record(), 1e9, result_bytes=3 << 19)
+    lines = report.table([row], {}).splitlines()
+    assert lines[2] == "**n**; results alone take 1.5 MiB"
+    assert lines[-1].split(" | ")[-2] == "3.0"
+
+
+def test_deterministic_backwards_are_no_peers():
+    seconds = {OURS: 2e-3, OURS_DETERMINISTIC: 1e-3, "a": 3e-3, "a deterministic": 2e-3}
+    row = GpuRow("g", "n", {name: [second] * 3 for name, second in seconds.items()})
+    assert row.best_peer() == "a"
+    assert row.ratio(OURS_DETERMINISTIC) == 0.5
 
 
 def test_missing_ones_are_listed_once_with_their_reasons():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +13,16 @@ from oracles import oracle
 import flashcupy
 from bench import sanitize_case
 from bench.gpu import operands
-from bench.gpu.candidates import brought, jax_cudnn, naive, torch_flex, torch_sdpa
+from bench.gpu.candidates import brought, jax_cudnn, naive, ours, torch_flex, torch_sdpa
 from bench.gpu.candidates.base import UnavailableError
 from bench.gpu.measure import largest_error, reason
 from bench.gpu.pattern import Pattern
+from bench.gpu.predicted import ran_backward
 from bench.gpu.problem import Problem
 from bench.gpu.reference import expected
 
 TINY = Problem("forward", "float32", 2, 4, 48, 48, 16, 4)
-BOTH = pytest.mark.parametrize("direction", ["forward", "backward"])
+DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "backward", "forward + backward"])
 
 
 def prepared_error(prepare, problem):
@@ -32,14 +34,14 @@ def prepared_error(prepare, problem):
     return largest_error(np, prepared.head(result), expected(problem, shared))
 
 
-@BOTH
+@DIRECTIONS
 @pytest.mark.parametrize("causal", [False, True])
 def test_naive_is_right(direction, causal):
     problem = replace(TINY, direction=direction, causal=causal)
     assert prepared_error(naive.prepare, problem) < 1e-5
 
 
-@BOTH
+@DIRECTIONS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_torch_math_is_right(direction, dtype):
     oracle("torch")
@@ -50,7 +52,7 @@ def test_torch_math_is_right(direction, dtype):
     assert prepared_error(torch_sdpa.candidates()[3].prepare, biased) < limit
 
 
-@BOTH
+@DIRECTIONS
 def test_jax_is_right(direction):
     oracle("jax")
     problem = replace(TINY, direction=direction, dtype="bfloat16", causal=True, kv_heads=2)
@@ -70,6 +72,68 @@ def test_flex_gets_the_blocks_of_our_mask():
         assert mask.full_kv_num_blocks.sum() == full.sum()
 
 
+@pytest.mark.parametrize("direction", ["backward", "forward + backward"])
+def test_our_backward_is_right_either_way(monkeypatch, direction):
+    asked, backward = [], flashcupy.attention_bwd
+
+    def recorded(dout, residuals, *, deterministic):
+        asked.append(deterministic)
+        return backward(dout, residuals, deterministic=deterministic)
+
+    monkeypatch.setattr(flashcupy, "attention_bwd", recorded)
+    problem = replace(TINY, direction=direction, causal=True, kv_heads=2)
+    for candidate in (*ours.candidates(), *ours.deterministic()):
+        assert prepared_error(candidate.prepare, problem) < 1e-5
+    assert asked == [False, True]
+
+
+def test_a_packed_backward_is_right():
+    problem = replace(TINY, direction="forward + backward", batch=1, sequences=(16, 32))
+    for candidate in (*ours.candidates(), *ours.deterministic()):
+        assert prepared_error(candidate.prepare, problem) < 1e-5
+
+
+def test_torch_is_asked_for_a_deterministic_backward_outside_the_clock_only():
+    torch = oracle("torch")
+    problem = replace(TINY, direction="backward", causal=True)
+    (candidate,) = torch_sdpa.deterministic()
+    assert candidate.name == "torch flash deterministic"
+    prepared = torch_sdpa.prepare_deterministic("MATH", problem, operands.make(problem, np), HostGpu())
+    with prepared.around():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        result = prepared.call()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert largest_error(np, prepared.head(result), expected(problem, operands.make(problem, np))) < 1e-5
+
+
+def told(config, reason="", backend="cuda", dtype="bfloat16"):
+    """What `flashcupy.explain` says of a call on a GPU."""
+    shape = ((2, 4, 48, 128), dtype)
+    return replace(flashcupy.explain(shape, shape, shape), backend=backend, config=config, reason=reason)
+
+
+def test_kernels_of_a_backward_are_told(monkeypatch):
+    device = SimpleNamespace(properties=SimpleNamespace(shared_memory=227 << 10))
+    monkeypatch.setattr("flashcupy.cuda.device.runtime", lambda: SimpleNamespace(device=lambda ordinal: device))
+    gpu = type("Gpu", (HostGpu,), {"name": "cuda:0"})()
+
+    def names(direction, deterministic, explanation):
+        return ours.kernels(replace(TINY, direction=direction), explanation, gpu, deterministic=deterministic)
+
+    own = told("fwd_sm80_bf16_o128k64")
+    together = names("backward", False, own)
+    assert ran_backward(together).kernel == "dkvq"
+    assert [ran_backward(name).kernel for name in names("backward", True, own).split(" + ")] == ["dkv", "dq"]
+    assert names("forward + backward", False, own) == f"fwd_sm80_bf16_o128k64 + {together}"
+    words = names("backward", False, told("fwd_sm80_tf32", dtype="float32"))
+    assert [ran_backward(name).kernel for name in words.split(" + ")] == ["dkv", "dq"]
+    assert not names("backward", False, told("fwd_generic_f32"))
+    assert not names("backward", False, told("fwd_sm80_bf16", "family sm80; backward by family generic"))
+    assert not names("backward", False, told("blocks", backend="numpy"))
+
+
 @pytest.mark.slow  # compiles C++
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's compiler of itself
 @pytest.mark.parametrize("option", ["softcap", "alibi", "window", "pattern"])
@@ -85,6 +149,8 @@ def test_flex_is_right(option):
     ("prepare", "changes", "why"),
     [
         (naive.prepare, {"options": ("alibi",)}, "has no equal of alibi"),
+        (ours.prepare_deterministic, {}, "differs in the backward only"),
+        (torch_sdpa.deterministic()[0].prepare, {"dtype": "float16"}, "differs in the backward only"),
         (naive.prepare, {"q_length": 40000, "kv_length": 40000}, "its scores take more than 4 GiB"),
         (torch_flex.prepare, {"dtype": "float64"}, "takes no float64"),
         (torch_sdpa.candidates()[0].prepare, {}, "takes float16 and bfloat16 only"),

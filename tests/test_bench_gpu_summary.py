@@ -7,14 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench import budget_bwd
 from bench.budget import GPUS, predict
 from bench.gpu import summary
 from bench.gpu.measure import GpuRow
-from bench.gpu.predicted import predicted_clocks, ran, visited
+from bench.gpu.predicted import RanBackward, predicted_clocks, ran, ran_backward, visited
 from bench.gpu.problem import Problem, square
-from bench.harness import OURS
+from bench.harness import OURS, OURS_DETERMINISTIC
 
 A100 = GPUS[0]
+TOGETHER = "dkvq_sm80_bf16_o128k64_d128c128v128c128_w8s2b1_band"
+APART = "dkv_sm80_bf16_o128k64_d128c128v128c128_w8s2b1_band + dq_sm80_bf16_o128k32_d128c128v128c32_w4s2b1_band"
 KERNEL = "fwd_sm80_bf16_o128k64_d128v128_w4s1b2_band"
 PLAIN = Problem("forward", "bfloat16", 2, 4, 1000, 1300, 128, 4)
 
@@ -95,6 +98,67 @@ def test_a_problem_takes_the_time_of_its_tiles():
     assert predicted_clocks(plain.record(), KERNEL, None) is None
 
 
+def test_gradient_kernels_are_told_by_their_name():
+    from flashcupy.cuda.table_sm80 import Need
+    from flashcupy.cuda.table_sm80_bwd import configure_gradient
+
+    config = configure_gradient("dkvq", Need("bf16", 128, 128, (), None, 227 << 10))
+    tiles = ran_backward(config.name)
+    assert tiles == RanBackward("dkvq", *(getattr(config.tiles, field) for field in list(vars(tiles))[1:]))
+    for other in (KERNEL, f"{TOGETHER}_softcap", TOGETHER.replace("band", "list"), ""):
+        assert ran_backward(other) is None
+
+
+def test_a_backward_takes_the_time_of_its_tiles():
+    plain, causal = square("backward", "bfloat16", 128, 4096), square("backward", "bfloat16", 128, 4096, causal=True)
+    best, in_turn = predicted_clocks(plain.record(), TOGETHER, A100)
+    tile = budget_bwd.predict("dkvq", ran_backward(TOGETHER), A100)
+    assert best == pytest.approx(16 * 4 * 64 * 32 * tile.best)
+    assert in_turn == pytest.approx(best / tile.best * tile.in_turn)
+    assert 0.5 < predicted_clocks(causal.record(), TOGETHER, A100)[0] / best < 0.6
+    dkv, dq = (predicted_clocks(plain.record(), name, A100)[0] for name in APART.split(" + "))
+    assert predicted_clocks(plain.record(), APART, A100)[0] == dkv + dq
+    assert predicted_clocks(plain.record(), f"{TOGETHER} + fwd_generic", A100) is None
+    wide = TOGETHER.replace("d128c128v128c128", "d256c128v256c128")
+    chunk = budget_bwd.predict("dkvq", ran_backward(wide), A100)
+    twice = predicted_clocks(square("backward", "bfloat16", 256, 4096).record(), wide, A100)
+    assert twice[0] == pytest.approx(2 * 8 * 4 * 64 * 32 * chunk.best)
+
+
+def test_a_grid_of_tiles_is_the_same_from_either_side():
+    for changes in ({"causal": True}, {"causal": True, "q_length": 1300, "kv_length": 1000}, {"options": ("window",)}):
+        problem = replace(PLAIN, **changes)
+        assert visited(problem, 64, 128) == counted(problem, 64, 128)
+
+
+def test_determinism_and_memory_stand_beside_the_model():
+    problem = square("backward", "bfloat16", 128, 4096, causal=True)
+    shared = replace(problem, kv_heads=2)
+    both = replace(problem, direction="forward + backward")
+    rows = []
+    for group, one, kernel in (
+        ("backward", problem, TOGETHER),
+        ("backward", shared, ""),
+        ("forward + backward", both, f"{KERNEL} + {TOGETHER}"),
+    ):
+        measured = row(group, one, {OURS: 2e-3, OURS_DETERMINISTIC: 3e-3, "torch flash": 4e-3}, kernel)
+        measured.peak_bytes[OURS] = one.result_bytes * 5 // 3
+        measured.kernels[OURS_DETERMINISTIC] = APART if one is problem else ""
+        rows.append(replace(measured, result_bytes=one.result_bytes))
+    facts = {"gpu": {"compute_capability": "8.0"}}
+    glance, alone, steps = (part for part in summary.summaries(rows, facts) if part)
+    assert glance.startswith("## Backward at a glance")
+    assert [line.split(" | ")[2] for line in glance.splitlines()[-2:]] == ["causal", "causal H=16/2"]
+    assert glance.splitlines()[-1].endswith("(2.00) |")
+    first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in alone.splitlines()[-2:])
+    assert (first[0], first[1], first[3], first[5], first[6]) == (problem.name, "344", "1.50", "1.67", TOGETHER)
+    at_best, in_turn = map(float, first[2].split(", "))
+    assert 150 < in_turn <= at_best < 312
+    assert all(1.2 < float(price) < 1.5 for price in first[4].split(", "))
+    assert second[2] == second[4] == "none"
+    assert steps.splitlines()[-1].split(" | ")[2] != "none"
+
+
 def test_options_stand_beside_what_the_model_says():
     plain = square("forward", "bfloat16", 128, 4096)
     capped = replace(plain, options=("softcap",))
@@ -123,7 +187,7 @@ def test_the_matrix_at_a_glance():
             ("float32", 512, {OURS: 1e-3, "torch efficient": 3e-3}),
         )
     ]
-    lines = summary.matrix(rows).splitlines()
+    lines = summary.matrix(rows, "Forward").splitlines()
     assert lines[4] == "| dtype | D |  | 512 | 8192 |"
     assert lines[6] == "| bfloat16 | 128 | causal | 34.4 | 275 (0.50) |"
     assert lines[7] == "| float32 | 128 | causal | 34.4 (3.00) |  |"
@@ -135,4 +199,4 @@ def test_the_best_tiles_stand_beside_the_choice():
     assert summary.tiles(rows).splitlines()[-1] == (
         f"| {problem.name} | {KERNEL} | 2.000 | o128k64_w4s2b2 1.000, o64k64_w4s1b2 4.000 | 2.00 |"
     )
-    assert summary.summaries([], {"gpu": {}}) == ["", "", ""]
+    assert not any(summary.summaries([], {"gpu": {}}))

@@ -20,7 +20,7 @@ from flashcupy import reference
 
 _TENSOR_CORES = [one for one in BACKENDS if one.id in ("emu_sm80", "cupy")]
 _ALL = ("float16", "bfloat16", "tf32", "float32")
-_QUICK = ("float16", "float32", *(pytest.param(one, marks=pytest.mark.slow) for one in ("bfloat16", "tf32")))
+_QUICK = ("float16", "float32", pytest.param("tf32", marks=pytest.mark.slow))  # bfloat16 goes float16's way
 _NAMES = ("q", "k", "v", "bias", "sinks")
 
 
@@ -143,7 +143,7 @@ def test_a_dout_of_float32_is_left_to_another_family(backend, monkeypatch):
 # ---- deterministic ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numbers", _QUICK)
+@pytest.mark.parametrize("numbers", [*_QUICK, pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("features", [(), ("causal", "dropout"), ("mask", "softcap"), ("bias",), ("blocks", "alibi")])
 def test_deterministic_gradients_are_right(backend, features, numbers):
     sizes = Sizes(q_len=45, kv_len=77, head_dim=24, v_dim=40)
@@ -243,17 +243,20 @@ def test_head_dims(backend, head_dim, v_dim, numbers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deterministic", [False, True], ids=["adding", "deterministic"])
-@pytest.mark.parametrize("numbers", _ALL)
-@pytest.mark.parametrize("head_dim", [31, 64, 96, 128, 136, 256])
+@pytest.mark.parametrize(
+    ("numbers", "deterministic"),
+    # float32 has one way alone.
+    [("float16", False), ("float16", True), ("bfloat16", False), ("tf32", True), ("float32", True)],
+)
+@pytest.mark.parametrize("head_dim", [64, 128, 136, 256])
 def test_head_dims_with_real_tiles(real, head_dim, numbers, deterministic):
     sizes = Sizes(batch=(), q_heads=1, kv_heads=1, q_len=150, kv_len=200, head_dim=head_dim, v_dim=head_dim)
     check(Case(("causal",), sizes=sizes, **NUMBERS[numbers]), real, deterministic=deterministic)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("numbers", _ALL)
-@pytest.mark.parametrize(("head_dim", "v_dim"), [(64, 300), (192, 128), (32, 256), (72, 200), (256, 32)])
+@pytest.mark.parametrize("numbers", ["float16", "tf32"])
+@pytest.mark.parametrize(("head_dim", "v_dim"), [(64, 300), (192, 128), (72, 200), (256, 32)])
 def test_values_of_another_width_with_real_tiles(real, head_dim, v_dim, numbers):
     sizes = Sizes(batch=(), q_heads=1, kv_heads=1, q_len=150, kv_len=200, head_dim=head_dim, v_dim=v_dim)
     check(Case((), sizes=sizes, **NUMBERS[numbers]), real)
@@ -269,8 +272,8 @@ def test_blocks_of_a_list(backend, block, head_dim, numbers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("numbers", ["float16", "tf32", "float32"])
-@pytest.mark.parametrize(("block", "head_dim"), _BLOCKS)
+@pytest.mark.parametrize("numbers", ["float16", "float32"])
+@pytest.mark.parametrize(("block", "head_dim"), _BLOCKS[1:])
 def test_blocks_of_a_list_with_real_tiles(real, block, head_dim, numbers):
     _check_blocks(real, block, head_dim, numbers)
 
@@ -445,8 +448,8 @@ _ORDERS = list(itertools.product(("forward", "reverse", "random"), ("eager", "la
 _QUICK_ORDERS = [(False, 40, "float16"), (True, 24, "float16")]
 _SLOW_ORDERS = [
     one
-    for one in itertools.product((False, True), (24, 40), ("float16", "bfloat16", "tf32", "float32"))
-    if one not in _QUICK_ORDERS and (one[2] != "bfloat16" or one[0])
+    for one in itertools.product((False, True), (24, 40), ("float16", "tf32", "float32"))
+    if one not in _QUICK_ORDERS
 ]
 
 

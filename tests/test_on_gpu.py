@@ -53,13 +53,13 @@ def python(tmp_path):
 
 def test_a_dry_run_lists_the_commands_of_all_sections():
     commands = run("--dry-run").stdout.splitlines()
-    assert sum("bench.gpu" in command for command in commands) == 9
+    assert sum("bench.gpu" in command for command in commands) == 10
     assert [command.split("-m ")[1].split()[0] for command in commands] == [
         "bench.gpu",
         "pytest",
         "flashcupy",
         *["bench.sanitize_case"] * 3,
-        *["bench.gpu"] * 8,
+        *["bench.gpu"] * 9,
     ]
     assert [tool for tool in ("memcheck", "racecheck", "synccheck") if f"--tool {tool} " in "\n".join(commands)] == [
         "memcheck",
@@ -72,6 +72,13 @@ def test_sections_are_chosen_and_variables_reach_the_commands():
     commands = run("--dry-run", "bench-fwd", "peers", PYTHON="py", BUDGET="30", QUICK="1").stdout.splitlines()
     assert [command.split(" --output ")[0] for command in commands] == ["py -m bench.gpu fwd", "py -m bench.gpu peers"]
     assert all(command.endswith("--budget 30 --quick") for command in commands)
+
+
+def test_the_backward_has_a_section_of_its_own():
+    (command,) = run("--dry-run", "bench-bwd-matrix", PYTHON="py", BUDGET="240").stdout.splitlines()
+    assert command.startswith("py -m bench.gpu bwd-matrix --output bench/results/")
+    assert command.endswith("-bench-bwd-matrix --budget 240")
+    assert command.split(" --output ")[0] in run("--dry-run", PYTHON="py").stdout
 
 
 def test_tuning_runs_when_it_is_named_and_rows_can_be_chosen():

@@ -13,7 +13,7 @@ from bench.gpu.device import Gpu, host_sample
 from bench.gpu.operands import widen
 from bench.gpu.problem import Problem
 from bench.gpu.reference import expected
-from bench.harness import OURS, Row, take_turns
+from bench.harness import DETERMINISTIC, OURS, Row, take_turns
 
 ROUNDS = 20
 
@@ -32,6 +32,8 @@ class GpuRow(Row):
         The fields of the `Problem`.
     flops
         The operations that count for it.
+    result_bytes
+        What the results alone take: the least of "peak".
     errors
         Largest error of each candidate, relative to the tensor's largest value; absent where nothing was compared.
     clocks
@@ -44,6 +46,7 @@ class GpuRow(Row):
 
     problem: dict[str, Any] = field(default_factory=dict)
     flops: float = 0.0
+    result_bytes: int = 0
     errors: dict[str, float] = field(default_factory=dict)
     clocks: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
@@ -54,8 +57,9 @@ class GpuRow(Row):
         return self.flops / self.median(candidate) * 1e-12
 
     def best_peer(self) -> str | None:
-        """Return the fastest candidate that is not ours."""
-        return min((name for name in self.seconds if name != OURS), key=self.median, default=None)
+        """Return the fastest candidate that is not ours; who was asked for more than ours is not one."""
+        others = (name for name in self.seconds if name != OURS and not name.endswith(DETERMINISTIC))
+        return min(others, key=self.median, default=None)
 
 
 Timer = Callable[[Gpu, Prepared], Callable[[], float]]
@@ -82,7 +86,7 @@ def measure(
     timer: Timer = device_timer,
 ) -> GpuRow:
     """Measure a row; a candidate that raises is listed as missing with what it said."""
-    row = GpuRow(group, problem.name, problem=problem.record(), flops=problem.flops)
+    row = GpuRow(group, problem.name, problem=problem.record(), flops=problem.flops, result_bytes=problem.result_bytes)
     ready = _ready(row, problem, candidates, gpu)
     timers = {name: _guarded(row, name, timer(gpu, prepared)) for name, prepared in ready.items()}
     for sample in timers.values():

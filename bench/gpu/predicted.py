@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from bench import budget
+from bench import budget, budget_bwd
 from bench.gpu.options import OPTIONS, kv_lengths
 from bench.gpu.problem import Problem
 
 _KERNEL = re.compile(
     r"fwd_sm80_(f16|bf16|tf32|split_tf32)_o(\d+)k(\d+)_d(\d+)v(\d+)_w(\d+)s\d+b\d+_band((?:_(?:softcap|bias|alibi|mask|dropout))*)"
+)
+_GRADIENT = re.compile(
+    r"(dkvq|dkv|dq)_sm80_(f16|bf16|tf32|split_tf32)_o(\d+)k(\d+)_d(\d+)c(\d+)v(\d+)c(\d+)_w(\d+)s\d+b\d+_band"
 )
 FAR = 1 << 30
 
@@ -41,18 +45,63 @@ def ran(kernel: str) -> Ran | None:
     return Ran(cast(budget.Kind, kind), owner, walk, head_dim, v_dim, warps, tuple(features.split("_")[1:]))
 
 
+@dataclass(frozen=True)
+class RanBackward:
+    """The tiles of a kernel of gradients, read from its name; implements `bench.budget_bwd.GradientTiles`."""
+
+    kernel: budget_bwd.Kernel
+    kind: budget.Kind
+    owner: int
+    walk: int
+    head_dim: int
+    head_chunk: int
+    v_dim: int
+    v_chunk: int
+    warps: int
+
+
+def ran_backward(kernel: str) -> RanBackward | None:
+    """Read a gradient kernel's name; None where it is not of the tensor-core family, walks lists, or has options."""
+    match = _GRADIENT.fullmatch(kernel)
+    if match is None:
+        return None
+    name, kind, *numbers = match.groups()
+    return RanBackward(cast(budget_bwd.Kernel, name), cast(budget.Kind, kind), *map(int, numbers))
+
+
 def predicted_clocks(record: dict[str, Any], kernel: str, gpu: budget.Gpu | None) -> tuple[float, float] | None:
-    """Return a problem's clocks in multiprocessors' time, at best and in turn; None where the model has no say."""
-    tiles = ran(kernel)
-    if tiles is None or gpu is None or record["pattern"] is not None:
+    """Return a problem's clocks in multiprocessors' time, at best and in turn; None where the model has no say.
+
+    `kernel` names one kernel, or several with " + " between them, one after another.
+    """
+    if gpu is None or record["pattern"] is not None:
         return None
     problem = Problem(**record)
-    full, partial = visited(problem, tiles.owner, tiles.walk)
-    found = []
-    for way in ("best", "in_turn"):
-        each = [getattr(budget.predict(tiles, gpu, tiles.features, masked=masked), way) for masked in (False, True)]
-        found.append(problem.heads * (full * each[0] + partial * each[1]))
-    return found[0], found[1]
+    found = [_clocks(problem, name, gpu) for name in kernel.split(" + ")]
+    known = [one for one in found if one is not None]
+    return (sum(best for best, _ in known), sum(in_turn for _, in_turn in known)) if len(known) == len(found) else None
+
+
+def _clocks(problem: Problem, kernel: str, gpu: budget.Gpu) -> tuple[float, float] | None:
+    forward, backward = ran(kernel), ran_backward(kernel)
+    if forward is not None:
+        each = [budget.predict(forward, gpu, forward.features, masked=masked) for masked in (False, True)]
+        return _over_tiles(problem, visited(problem, forward.owner, forward.walk), each)
+    if backward is None:
+        return None
+    each = [budget_bwd.predict(backward.kernel, backward, gpu, masked=masked) for masked in (False, True)]
+    # The pairs of tiles are the same, whichever owns and whichever walks.
+    sides = (backward.owner, backward.walk) if backward.kernel == "dq" else (backward.walk, backward.owner)
+    best, in_turn = _over_tiles(problem, visited(problem, *sides), each)
+    chunks = budget_bwd.chunks(backward.kernel, backward)
+    return chunks * best, chunks * in_turn
+
+
+def _over_tiles(problem: Problem, tiles: tuple[int, int], each: Sequence[budget.Prediction]) -> tuple[float, float]:
+    """Sum over FULL tiles and those with hidden scores."""
+    best = sum(count * one.best for count, one in zip(tiles, each, strict=True))
+    in_turn = sum(count * one.in_turn for count, one in zip(tiles, each, strict=True))
+    return problem.heads * best, problem.heads * in_turn
 
 
 def visited(problem: Problem, owner: int, walk: int) -> tuple[int, int]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from bench.gpu.options import OPTIONS
+from bench.gpu.options import OPTIONS, dtype_of
 from bench.gpu.pattern import Pattern
 
-Direction = Literal["forward", "backward"]
+Direction = Literal["forward", "backward", "forward + backward"]
+
+# The forward's two matmuls count as one; the backward has five.
+COUNTED = {"forward": 1, "backward": 2.5, "forward + backward": 3.5}
 
 TOKENS = 16384
 WIDTH = 2048  # heads times head dim
@@ -70,7 +73,15 @@ class Problem:
     @property
     def flops(self) -> float:
         """Return 4 per pair and head dim (two matmuls of 2 each); the backward's five matmuls count 2.5 times that."""
-        return 4 * self.heads * self.head_dim * self.pairs * (1 if self.direction == "forward" else 2.5)
+        return 4 * self.heads * self.head_dim * self.pairs * COUNTED[self.direction]
+
+    @property
+    def result_bytes(self) -> int:
+        """Return the bytes of the results alone, which no call can do without: out, or the three gradients, or all."""
+        of_q = self.batch * self.heads * self.q_length * self.head_dim
+        of_k = self.batch * self.kv_heads * self.kv_length * self.head_dim
+        elements = {"forward": of_q, "backward": of_q + 2 * of_k, "forward + backward": 2 * of_q + 2 * of_k}
+        return elements[self.direction] * dtype_of(self.dtype).itemsize
 
     @property
     def score_bytes(self) -> int:

@@ -58,7 +58,9 @@ def table(rows: Sequence[GpuRow], rates: dict[str, float]) -> str:
     for group in dict.fromkeys(row.group for row in rows):
         parts.append(f"## {group}")
         timed = [row for row in rows if row.group == group and row.seconds]
-        parts += [f"**{row.name}**{_verdict(row)}{_kernel(row)}\n\n{_row_table(row, rates)}" for row in timed]
+        parts += [
+            f"**{row.name}**{_verdict(row)}{_results(row)}{_kernel(row)}\n\n{_row_table(row, rates)}" for row in timed
+        ]
     return "\n\n".join(parts)
 
 
@@ -68,6 +70,11 @@ def _verdict(row: GpuRow) -> str:
     if OURS not in row.seconds or best is None:
         return ""
     return f": {row.ratio(best):.2f} of the speed of the best peer, {best}"
+
+
+def _results(row: GpuRow) -> str:
+    """Say what the results alone take, beside which "peak MiB" is to be read."""
+    return f"; results alone take {row.result_bytes / 2**20:.1f} MiB" if row.result_bytes else ""
 
 
 def _kernel(row: GpuRow) -> str:

@@ -20,6 +20,8 @@ HEAD_DIMS = (128, 64, 256)
 KINDS = (("bfloat16", "highest"), ("float32", "highest"), ("float16", "highest"), ("float32", "tf32"))
 # A first look at everything comes before the last length of anything.
 LENGTHS = ((8192, 2048), (16384,), (512, 4096, 1024))
+QUERY_HEADS, KEY_HEADS = 32, (8, 1)
+FIRST = 2  # rows of the dense backward, before those of whole steps and of shared key heads
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,50 @@ def matrix(quick: bool) -> Iterator[Item]:
         yield Item("matrix", problem, candidates, share=0.25)
 
 
-def matrix_problems() -> Iterator[Problem]:
+def matrix_problems(direction: Direction = "forward") -> Iterator[Problem]:
     """Yield the problems of the matrix."""
     for lengths, (dtype, precision) in itertools.product(LENGTHS, KINDS):
         for length, head_dim, causal in itertools.product(lengths, HEAD_DIMS, (True, False)):
-            yield square("forward", dtype, head_dim, length, causal=causal, precision=precision)
+            yield square(direction, dtype, head_dim, length, causal=causal, precision=precision)
 
 
 def backward(quick: bool) -> Iterator[Item]:
-    """Yield the backward alone, dense."""
-    yield from dense("backward", quick, table.everyone())
+    """Yield the backward alone, dense, and among its first rows whole steps and shared key heads; every peer."""
+    everyone = [*ours.candidates(), *ours.deterministic(), *table.peers()]
+    rows = list(dense("backward", quick, everyone))
+    yield from rows[:FIRST]
+    candidates = [candidate for candidate in everyone if candidate.name != "torch flex"]
+    for problem in _quick(iter((*step_problems(), *grouped_problems())), quick):
+        yield Item(problem.direction, problem, candidates)
+    yield from rows[FIRST:]
+
+
+def backward_matrix(quick: bool) -> Iterator[Item]:
+    """Yield as `matrix` does the backward alone; first of all one row of each sort, which a short loan has time for."""
+    candidates = [
+        *(*ours.candidates(), *ours.deterministic()),
+        *(*torch_sdpa.candidates("torch flash"), *torch_sdpa.deterministic()),
+        *torch_sdpa.candidates("torch cuDNN", "torch efficient"),
+    ]
+    first = (
+        *(square("backward", "bfloat16", head_dim, 8192, causal=True) for head_dim in HEAD_DIMS),
+        *(*step_problems(), *grouped_problems()),
+        *(square("backward", dtype, 128, 8192, causal=True, precision=precision) for dtype, precision in KINDS[1:]),
+    )
+    for problem in dict.fromkeys(_quick(iter((*first, *matrix_problems("backward"))), quick)):
+        yield Item(problem.direction, problem, candidates, share=0.25)
+
+
+def step_problems() -> Iterator[Problem]:
+    """Yield forward and backward in one."""
+    for head_dim in HEAD_DIMS:
+        yield square("forward + backward", "bfloat16", head_dim, 8192, causal=True)
+
+
+def grouped_problems() -> Iterator[Problem]:
+    """Yield backwards of query heads that share key heads."""
+    for kv_heads in KEY_HEADS:
+        yield square("backward", "bfloat16", 128, 4096, heads=QUERY_HEADS, kv_heads=kv_heads, causal=True)
 
 
 def peers(quick: bool) -> Iterator[Item]:
@@ -178,6 +214,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Item]]] = {
     "fwd": forward,
     "matrix": matrix,
     "bwd": backward,
+    "bwd-matrix": backward_matrix,
     "sparse": sparse,
     "options": options,
     "small": small,

@@ -8,7 +8,7 @@ from typing import Any
 from bench import budget
 from bench.gpu.measure import GpuRow
 from bench.gpu.predicted import predicted_clocks
-from bench.harness import OURS
+from bench.harness import OURS, OURS_DETERMINISTIC
 
 FLASH = "torch flash"
 
@@ -21,10 +21,17 @@ def summaries(rows: Sequence[GpuRow], facts: dict[str, Any]) -> list[str]:
         return [row for row in timed if row.group == group]
 
     gpu = budget.gpu_of(facts["gpu"].get("compute_capability", ""))
-    return [matrix(of("matrix")), options(of("options forward"), gpu), tiles(of("tiles"))]
+    return [
+        matrix(of("matrix"), "Forward"),
+        matrix(of("backward"), "Backward"),
+        gradients(of("backward"), "Backward", gpu),
+        gradients(of("forward + backward"), "Forward and backward", gpu),
+        options(of("options forward"), gpu),
+        tiles(of("tiles")),
+    ]
 
 
-def matrix(rows: Sequence[GpuRow]) -> str:
+def matrix(rows: Sequence[GpuRow], what: str) -> str:
     """Lay out our TFLOP/s by length, and in brackets our speed over that of the best peer."""
     if not rows:
         return ""
@@ -33,17 +40,64 @@ def matrix(rows: Sequence[GpuRow]) -> str:
     for row in rows:
         problem = row.problem
         dtype = "tf32" if problem["precision"] == "tf32" else problem["dtype"]
-        key = (dtype, problem["head_dim"], "causal" if problem["causal"] else "")
+        shared = f"H={problem['heads']}/{problem['kv_heads']}" if problem["heads"] != problem["kv_heads"] else ""
+        key = (dtype, problem["head_dim"], " ".join(filter(None, ["causal" if problem["causal"] else "", shared])))
         lines.setdefault(key, {})[problem["q_length"]] = _cell(row)
     header = ("dtype", "D", "", *lengths)
     body = [(*key, *(cells.get(length, "") for length in lengths)) for key, cells in lines.items()]
     about = f"TFLOP/s of {OURS}; in brackets its speed over that of {FLASH}, or of the best peer without it"
-    return f"## Forward at a glance\n\n{about}\n\n{_markdown(header, body)}"
+    return f"## {what} at a glance\n\n{about}\n\n{_markdown(header, body)}"
 
 
 def _cell(row: GpuRow) -> str:
     peer = FLASH if FLASH in row.seconds else row.best_peer()
     return f"{row.tflops(OURS):.3g}" + (f" ({row.ratio(peer):.2f})" if peer else "")
+
+
+def gradients(rows: Sequence[GpuRow], what: str, gpu: budget.Gpu | None) -> str:
+    """Lay out what determinism costs and the memory taken, beside what the model says and what results alone take."""
+    if not rows:
+        return ""
+    header = (
+        "call",
+        "TFLOP/s",
+        "the model's",
+        "deterministic, time",
+        "the model's",
+        "peak, of the results alone",
+        "kernel",
+    )
+    body = []
+    for row in rows:
+        own, slow = (row.kernels.get(name, "") for name in (OURS, OURS_DETERMINISTIC))
+        ratio = f"{row.ratio(OURS_DETERMINISTIC):.2f}" if OURS_DETERMINISTIC in row.seconds else ""
+        peak = row.peak_bytes.get(OURS, 0) / row.result_bytes if row.result_bytes else 0
+        cells = (
+            f"{row.tflops(OURS):.3g}",
+            _predicted_rate(row, own, gpu),
+            ratio,
+            _predicted_ratio(row, slow, own, gpu),
+        )
+        body.append((row.name, *cells, f"{peak:.2f}" if peak else "", own))
+    about = (
+        "The model counts the kernels with products; of two figures the first is where products overlap the rest, the "
+        "second where they take turns. Times of deterministic=True are over the default's."
+    )
+    return f"## {what}, beside the model\n\n{about}\n\n{_markdown(header, body)}"
+
+
+def _predicted_rate(row: GpuRow, kernel: str, gpu: budget.Gpu | None) -> str:
+    clocks = predicted_clocks(row.problem, kernel, gpu)
+    if clocks is None or gpu is None:
+        return "none"
+    return ", ".join(f"{row.flops * gpu.multiprocessors * gpu.ghz * 1e-3 / one:.3g}" for one in clocks)
+
+
+def _predicted_ratio(row: GpuRow, kernel: str, other: str, gpu: budget.Gpu | None) -> str:
+    own, base = (predicted_clocks(row.problem, name, gpu) for name in (kernel, other))
+    if own is None or base is None:
+        return "none"
+    return ", ".join(f"{one / two:.2f}" for one, two in zip(own, base, strict=True))
 
 
 def options(rows: Sequence[GpuRow], gpu: budget.Gpu | None) -> str:

@@ -36,8 +36,7 @@ _SM80: tuple[_Shape, ...] = (
 # The same of a backward.
 _SM80_BACKWARD: tuple[_Shape, ...] = (
     *((dim, dim, None, ()) for dim in BUCKETS),
-    *((dim, dim, block, ()) for dim in (64, 128) for block in (16, 64)),
-    (192, 128, None, ()),
+    *((dim, dim, 64, ()) for dim in (64, 128)),
 )
 _SM80_DTYPES: dict[Kind, tuple[str, str]] = {
     "f16": ("float16", "highest"),

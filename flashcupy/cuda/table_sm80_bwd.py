@@ -24,12 +24,12 @@ _Table = dict[int, tuple[Choice, ...]]
 # By the larger of the two buckets; the first whose blocks fit into shared memory is taken. The last of each row fits
 # LEAST_SHARED. A block has 16 keys a warp where results are wide, 32 where registers allow.
 _KEYS_SIXTEEN_BITS: _Table = {
-    32: (Choice(128, 64, 4, 2, 2), Choice(128, 64, 4, 2, 1)),
+    32: (Choice(128, 64, 4, 2, 2), Choice(128, 32, 4, 2, 2)),
     64: (Choice(128, 32, 4, 2, 2), Choice(128, 32, 4, 2, 1)),
     96: (Choice(128, 64, 8, 2, 1), Choice(128, 32, 8, 1, 1)),
     128: (Choice(128, 64, 8, 2, 1), Choice(128, 32, 8, 1, 1)),
     192: (Choice(128, 64, 8, 1, 1), Choice(64, 32, 4, 1, 1)),
-    256: (Choice(128, 32, 8, 1, 1), Choice(64, 64, 4, 1, 1), Choice(32, 16, 2, 1, 1)),
+    256: (Choice(128, 64, 8, 1, 1), Choice(128, 32, 8, 1, 1), Choice(64, 64, 4, 1, 1), Choice(32, 16, 2, 1, 1)),
 }
 
 # Without dq the compiler keeps more in flight, and spills.
@@ -67,7 +67,7 @@ _WORDS: _Table = {
     96: (Choice(64, 32, 4, 2, 2), Choice(64, 32, 4, 2, 1)),
     128: (Choice(64, 32, 4, 2, 1), Choice(64, 16, 4, 1, 1)),
     192: (Choice(64, 32, 4, 1, 1), Choice(32, 16, 2, 1, 1)),
-    256: (Choice(64, 32, 4, 1, 1), Choice(64, 16, 4, 1, 1), Choice(16, 16, 1, 1, 1)),
+    256: (Choice(64, 32, 4, 1, 1), Choice(64, 16, 4, 1, 1), Choice(32, 16, 2, 1, 1)),
 }
 
 
@@ -142,6 +142,8 @@ def _tiles(kernel: Kernel, need: Need, choice: Choice) -> GradientTiles:
     if kernel == "dbias":
         stages, walk = 1, min(walk, 64)
     warps = min(choice.warps, owner // 16)
+    if need.features and owner > 16 * warps:
+        walk = min(walk, 32)  # two fragments a warp, and what the features keep of each score
     return GradientTiles(
         need.kind, owner, walk, dims.head_dim, dims.v_dim, warps, stages, dims.head_chunk, dims.v_chunk
     )

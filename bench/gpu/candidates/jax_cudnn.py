@@ -16,6 +16,7 @@ from bench.gpu.candidates.base import Candidate, Prepared, require_dtype, requir
 from bench.gpu.device import Gpu
 from bench.gpu.operands import Operands
 from bench.gpu.problem import Problem
+from bench.harness import Call
 
 NAMES = ("dq", "dk", "dv")
 
@@ -42,14 +43,23 @@ def prepare(implementation: str, problem: Problem, operands: Operands, gpu: Gpu)
             clock="host",
             wait=jax.block_until_ready,
         )
-    _, pullback = jax.vjp(attention, *inputs)
-    backward = jax.jit(lambda pullback, dout: pullback(dout))
     return Prepared(
-        lambda: backward(pullback, dout),
+        _gradients(problem, attention, inputs, dout),
         lambda grads: {name: _from_jax(operands.xp, x[-1, :, -1]) for name, x in zip(NAMES, grads, strict=True)},
         clock="host",
         wait=jax.block_until_ready,
     )
+
+
+def _gradients(problem: Problem, attention: Any, inputs: list[Any], dout: Any) -> Call:
+    """Return the backward alone, or the forward and it as one compiled function."""
+    jax = _jax()
+    if problem.direction == "forward + backward":
+        both = jax.jit(lambda inputs, dout: jax.vjp(attention, *inputs)[1](dout))
+        return lambda: both(inputs, dout)
+    _, pullback = jax.vjp(attention, *inputs)
+    backward = jax.jit(lambda pullback, dout: pullback(dout))
+    return lambda: backward(pullback, dout)
 
 
 def _options(problem: Problem, operands: Operands, implementation: str) -> dict[str, Any]:

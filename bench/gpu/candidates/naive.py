@@ -41,8 +41,14 @@ def prepare(problem: Problem, operands: Operands, gpu: Gpu) -> Prepared:
     if problem.direction == "forward":
         return Prepared(lambda: weights() @ v, lambda out: {"out": out[-1, -1]}, peak=gpu.peak_bytes)
     p = weights()
+
+    def both() -> tuple[Any, Any, Any]:
+        p = weights()
+        _ = p @ v
+        return backward(p)
+
     return Prepared(
-        lambda: backward(p),
+        both if problem.direction == "forward + backward" else lambda: backward(p),
         lambda grads: {name: array[-1, -1] for name, array in zip(("dq", "dk", "dv"), grads, strict=True)},
         peak=gpu.peak_bytes,
     )

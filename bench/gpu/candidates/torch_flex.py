@@ -23,7 +23,7 @@ def prepare(problem: Problem, operands: Operands, gpu: Gpu) -> Prepared:
     require_plain(problem, "window", "softcap", "alibi", "pattern")
     if problem.dtype == "float64":
         raise UnavailableError("takes no float64")
-    if problem.direction == "backward" and not hasattr(gpu.xp, "cuda"):
+    if problem.direction != "forward" and not hasattr(gpu.xp, "cuda"):
         raise UnavailableError("has no backward on the CPU")
     import torch
 

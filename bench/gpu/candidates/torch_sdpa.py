@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +13,7 @@ from bench.gpu.candidates.torch_tools import capture, prepare_call, to_torch
 from bench.gpu.device import Gpu
 from bench.gpu.operands import Operands
 from bench.gpu.problem import Problem
+from bench.harness import DETERMINISTIC
 
 BACKENDS = {
     "torch cuDNN": "CUDNN_ATTENTION",
@@ -23,6 +27,36 @@ LARGEST_SCORES = 4 << 30
 def candidates(*names: str) -> list[Candidate]:
     """Return the backends of these names, all of them by default."""
     return [Candidate(name, partial(prepare, BACKENDS[name])) for name in names or BACKENDS]
+
+
+def deterministic() -> list[Candidate]:
+    """Return torch's flash backward as it is where deterministic algorithms are asked for."""
+    name = "torch flash"
+    return [Candidate(name + DETERMINISTIC, partial(prepare_deterministic, BACKENDS[name]))]
+
+
+def prepare_deterministic(backend: str, problem: Problem, operands: Operands, gpu: Gpu) -> Prepared:
+    """Prepare SDPA's backward on one backend, its gradients the same in every run."""
+    if problem.direction == "forward":
+        raise UnavailableError("differs in the backward only")
+    prepared = prepare(backend, problem, operands, gpu)
+    return replace(prepared, around=partial(_deterministically, prepared.around))
+
+
+@contextmanager
+def _deterministically(around: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    import torch
+    import torch.utils.deterministic as utils
+
+    before, filling = torch.are_deterministic_algorithms_enabled(), utils.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    utils.fill_uninitialized_memory = False  # it is no part of the algorithm, and takes time
+    try:
+        with around():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        utils.fill_uninitialized_memory = filling
 
 
 def prepare(backend: str, problem: Problem, operands: Operands, gpu: Gpu) -> Prepared:

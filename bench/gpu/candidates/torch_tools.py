@@ -37,7 +37,7 @@ def prepare_call(
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     capture: Callable[[Call], Call] | None = None,
 ) -> Prepared:
-    """Prepare `attention` forward, or its backward through autograd.
+    """Prepare `attention` forward, its backward alone through autograd, or both.
 
     `packed_heads` is for libraries whose own layout is (batch, length, heads, head_dim): they get contiguous copies.
     """
@@ -63,6 +63,12 @@ def prepare_call(
         return Prepared(forward, head, around, peak, capture)
 
     inputs = [x.detach().requires_grad_() for x in inputs]
+    if problem.direction == "forward + backward":
+
+        def both() -> Any:
+            return torch.autograd.grad(attention(*inputs), inputs, dout)
+
+        return Prepared(both, head, around, peak, capture)
     with around():
         out = attention(*inputs)
     return Prepared(lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True), head, around, peak, capture)
