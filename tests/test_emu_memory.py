@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from backends import EmuBackend
 from emu.arrays import EmuArray
 from emu.device import EmuDevice, EmuError, Settings
 from emu.tiny import run
@@ -54,6 +55,20 @@ def test_bounds_are_those_of_the_array_that_owns_the_memory():
     assert whole[:31].tolist() == [1] * 31
     with pytest.raises(EmuError, match=r"^bounds: write of 4 bytes at byte -4 of 256 of an array uint32\[64\]"):
         run(device, "p.x[-(i64)t] = 1;", 32, x=view)
+
+
+@pytest.mark.parametrize("place", [0, 4, 60])
+def test_what_a_test_hands_over_ends_where_it_ends(place):
+    """At the same place modulo 64 as on the host, and whatever that is nothing before it or behind it is there."""
+    backend = EmuBackend()
+    x = backend.view(*backend.put_bytes(np.arange(16, dtype=np.uint8), place), np.zeros(4, np.uint32))
+    assert x._host.ctypes.data % 64 == place
+    out = _words(backend.device, 1)
+    for right, wrong in ((0, -1), (3, 4)):
+        run(backend.device, f"p.out[0] = p.x[{right}];", 1, x=x, out=out)
+        assert out.get()[0] == x.get()[right]
+        with pytest.raises(EmuError, match=r"^bounds: "):
+            run(backend.device, f"p.out[0] = p.x[{wrong}];", 1, x=x, out=out)
 
 
 def test_memory_that_is_gone():

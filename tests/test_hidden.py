@@ -14,7 +14,7 @@ _HIDDEN = [np.nan, np.inf, -np.inf]
 
 def _operands(dtype="float32"):
     rng = np.random.default_rng(3)
-    return [rng.standard_normal((2, 2, 40, 8)).astype(dtype) for _ in range(4)]
+    return [rng.standard_normal((2, 2, 40, 16)).astype(dtype) for _ in range(4)]
 
 
 def _run(api, q, k, v, dout, **options):

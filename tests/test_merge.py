@@ -14,7 +14,7 @@ _PARTS = (slice(0, 20), slice(20, 21), slice(21, 70))
 
 def _operands(dtype):
     rng = np.random.default_rng(0)
-    return (rng.standard_normal((2, 4, n, 8)).astype(DTYPES[dtype]) for n in (33, 70, 70))
+    return (rng.standard_normal((2, 4, n, 16)).astype(DTYPES[dtype]) for n in (33, 70, 70))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

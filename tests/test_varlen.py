@@ -31,7 +31,8 @@ def _results(features, dtype, backend, draw):
     rng = np.random.default_rng([draw, sum(map(len, features))])
     wide = DTYPES[dtype]
     total_q, total_k = _CU_Q[-1] + 3, _CU_K[-1] + 2  # a few rows in no sequence
-    q, k, v = normal(rng, (4, total_q, 8), wide), normal(rng, (2, total_k, 8), wide), normal(rng, (2, total_k, 6), wide)
+    shapes = (4, total_q, 16), (2, total_k, 16), (2, total_k, 6)
+    q, k, v = (normal(rng, shape, wide) for shape in shapes)
     dout = normal(rng, (4, total_q, 6), wide)
     q[:, _CU_Q[-1] :], dout[:, _CU_Q[-1] :] = np.nan, np.nan
     k[:, _CU_K[-1] :], v[:, _CU_K[-1] :] = np.nan, np.nan

@@ -142,11 +142,12 @@ class EmuDevice:
     def is_capturing(self) -> bool:
         return self.capturing
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> EmuArray:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, off: int = 0) -> EmuArray:
+        """Fresh memory, `off` bytes beyond an address as a GPU's allocator gives them."""
         dtype = np.dtype(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        memory = np.full(nbytes + 2 * _GUARD + _ALIGNMENT, 0xFF, np.uint8)
-        start = _GUARD + -(memory.ctypes.data + _GUARD) % _ALIGNMENT
+        memory = np.full(off + nbytes + 2 * _GUARD + _ALIGNMENT, 0xFF, np.uint8)
+        start = _GUARD + -(memory.ctypes.data + _GUARD) % _ALIGNMENT + off
         host = memory[start : start + nbytes].view(dtype).reshape(shape)
         # Known as the array alone, not with its guards.
         self._know(memory, memory.ctypes.data + start, nbytes, _label(host))
