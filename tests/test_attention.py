@@ -56,8 +56,11 @@ def test_everything_at_once(backend, sizes):
 def test_each_pair_in_each_dtype_and_shape(backend, features, dtype):
     # The bound of float64 is absolute. The others' compares with the naive computation, which needs rows and keys in
     # number: with one row a head the largest error of either is one row's luck, with one key naive makes none at all.
-    # Where tensor cores are emulated the backward is the other emulated GPU's.
-    against_oracle = check_tensor_cores if backend.name == "emu_sm80" else check
+    # Emulated tensor cores compute gradients of a pair in one dtype: here where the test above takes float64, which
+    # they do not have.
+    elsewhere = any(one.features == features and one.dtype != "float64" for one in _PAIRS)
+    forward_alone = backend.name == "emu_sm80" and (elsewhere or dtype != "float16")
+    against_oracle = check_tensor_cores if forward_alone else check
     for number, sizes in enumerate(SHAPES if dtype == "float64" else SHAPES[:3]):
         case = Case(features, dtype, sizes, seed=1)
         if number % 2:
