@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from backends import EmuBackend
 from cases import DTYPES
+from emu.banks import BankConflicts
 
 import flashcupy as fc
 from flashcupy.cuda.config import use_tiles
@@ -16,19 +17,30 @@ _Q_LEN, _KV_LEN = 140, 200  # whole tiles and such as end inside
 _MMA = EmuBackend("sm80")
 
 
-def _conflicts(dtype: str, dims: tuple[int, int], **options: Any) -> dict[tuple[str, int], tuple[int, int]]:
-    """(kind, bytes of a lane): wavefronts, and the least that would do."""
+# (kind, bytes of a lane): wavefronts, and the least that would do.
+_Sums = dict[tuple[str, int], tuple[int, int]]
+
+
+def _summed(counted: list[BankConflicts]) -> _Sums:
+    sums: _Sums = {}
+    for row in counted:
+        wavefronts, least = sums.get((row.kind, row.bytes), (0, 0))
+        sums[row.kind, row.bytes] = wavefronts + row.wavefronts, least + row.least
+    return sums
+
+
+def _conflicts(dtype: str, dims: tuple[int, int], **options: Any) -> _Sums:
     rng = np.random.default_rng(0)
     shapes = (2, _Q_LEN, dims[0]), (1, _KV_LEN, dims[0]), (1, _KV_LEN, dims[1])
     with _MMA.active(), _MMA.device.using(detect_races=False, count_bank_conflicts=True):
         operands = (_MMA.device.from_host(rng.standard_normal(shape).astype(DTYPES[dtype])) for shape in shapes)
         fc.attention(*operands, causal=True, **options)
         counted = _MMA.device.bank_conflicts
-    sums: dict[tuple[str, int], tuple[int, int]] = {}
-    for row in counted:
-        wavefronts, least = sums.get((row.kind, row.bytes), (0, 0))
-        sums[row.kind, row.bytes] = wavefronts + row.wavefronts, least + row.least
-    return sums
+    return _summed(counted)
+
+
+def _slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 _OTHER_DIMS = [(64, 128), (192, 128), (256, 64), (32, 64)]
@@ -58,3 +70,81 @@ def test_results_in_float32_are_stored_without_conflicts():
         counted = _conflicts("bfloat16", (64, 64), out=_MMA.device.from_host(out))
     assert ("write", 8) in counted
     assert all(own[0] == own[1] for own in counted.values())
+
+
+# ---- the backward ----------------------------------------------------------------------------------------------------
+
+
+def _backward_conflicts(
+    dtype: str,
+    dims: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    wrt: tuple[str, ...] = ("q", "k", "v"),
+    deterministic: bool = False,
+    **options: Any,
+) -> dict[str, list[BankConflicts]]:
+    """What each kernel counted, by the part of its name that tells kernels apart; none is launched twice."""
+    rng, device, counted = np.random.default_rng(0), _MMA.device, {}
+    shapes = (2, _Q_LEN, dims[0]), (1, _KV_LEN, dims[0]), (1, _KV_LEN, dims[1]), (2, _Q_LEN, dims[1])
+    launch = device.launch
+
+    def launch_and_look(kernel: Any, *rest: Any) -> None:
+        launch(kernel, *rest)
+        counted[kernel.name.partition("_sm80")[0]] = device.bank_conflicts
+
+    with _MMA.active():
+        q, k, v, dout = (device.from_host(rng.standard_normal(shape).astype(DTYPES[dtype])) for shape in shapes)
+        own = {name: device.from_host(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+        with device.using(detect_races=False):
+            _, residuals = fc.attention_fwd(q, k, v, causal=True, **own)
+        monkeypatch.setattr(device, "launch", launch_and_look)
+        with device.using(detect_races=False, count_bank_conflicts=True):
+            fc.attention_bwd(dout, residuals, wrt=wrt, deterministic=deterministic)
+    return counted
+
+
+_TILES = pytest.mark.parametrize("tiles", ["small", pytest.param("real", marks=pytest.mark.slow)])
+_BIAS = np.zeros((_Q_LEN, _KV_LEN), np.float32)
+
+
+def _require_least(counted: dict[str, list[BankConflicts]], kernels: set[str]) -> None:
+    assert kernels <= counted.keys()
+    conflicts = [(name, row) for name, rows in counted.items() for row in rows if row.wavefronts != row.least]
+    assert conflicts == []
+
+
+@_TILES
+@pytest.mark.parametrize("dims", [(32, 32), (64, 64), *(_slow((d, d)) for d in (128, 192, 256)), _slow((192, 128))])
+@pytest.mark.parametrize("dtype", ["float16", _slow("bfloat16")])
+def test_no_access_of_the_backward_takes_more_wavefronts_than_its_bytes(dtype, dims, tiles, monkeypatch):
+    with use_tiles(tiles):
+        counted = _backward_conflicts(dtype, dims, monkeypatch, bias=_BIAS)  # which hides: keys are looked at
+    sums = next(name for name in counted if name.startswith("bwd_dq_sums"))
+    _require_least(counted, {"dkvq", sums})
+    assert {"load_matrices", "copy_async", "read", "write"} <= {row.kind for row in counted["dkvq"]}
+    assert {"read", "write"} == {row.kind for row in counted[sums]}
+
+
+@_TILES
+@pytest.mark.parametrize("dims", [(32, 32), (64, 64), _slow((128, 128)), _slow((256, 64))])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float16", "highest"), ("float32", "highest"), _slow("float32", "tf32")]
+)
+def test_no_access_of_the_deterministic_backward_does(dtype, precision, dims, tiles, monkeypatch):
+    if precision == "highest" and dtype == "float32" and max(dims) > 128:
+        pytest.skip("not by tensor cores")
+    with use_tiles(tiles):
+        counted = _backward_conflicts(dtype, dims, monkeypatch, deterministic=True, precision=precision)
+    _require_least(counted, {"dkv", "dq"})
+
+
+@_TILES
+@pytest.mark.parametrize("dtype", ["float16", _slow("float32")])
+def test_sums_of_dbias_conflict_once_a_block(dtype, tiles, monkeypatch):
+    """Eight rows of a warp lie in the same banks; all else is as it should be."""
+    with use_tiles(tiles):
+        rows = _backward_conflicts(dtype, (64, 64), monkeypatch, wrt=("bias",), bias=_BIAS)["dbias"]
+    sums = [row for row in rows if row.place.startswith("MmaBiasGradient::run") and row.kind == "write"]
+    assert sum(row.wavefronts for row in sums) == 8 * sum(row.least for row in sums) > 0
+    assert [row for row in rows if row not in sums and row.wavefronts != row.least] == []

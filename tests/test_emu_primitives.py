@@ -208,6 +208,44 @@ def test_atomics_update_and_return_the_old_value(device):
     assert (count.get()[0], most.get()[0], total.get()[0]) == (256, 255, 128.0)
 
 
+def test_quads_of_warps_and_blocks_add_up(device):
+    """Whole numbers, whose sums are exact in any order: each lane's own four come back, whoever else added to them."""
+    x = np.random.default_rng(9).integers(-999, 1000, (5, 3, 2, 32, 4)).astype(np.float32)  # block, warp, quads, lane
+    start = np.arange(256, dtype=np.float32)
+    sums, out = device.from_host(start), device.empty((2, 32, 4), np.float32)
+    body = """
+    u32 lane = t % 32;
+    for (u32 n = 0; n < 2; ++n) {
+        const float* x = p.x + (((b * 3 + t / 32) * 2 + n) * 32 + lane) * 4;
+        const float own[4] = {x[0], x[1], x[2], x[3]};
+        add_quads(p.sums + n * kQuads, lane, own);
+    }
+    """
+    run(device, body, 96, 5, x=device.from_host(x), sums=sums)
+    body = """
+    for (u32 n = 0; n < 2; ++n) {
+        float own[4];
+        load_quads(own, p.sums + n * kQuads, t);
+        for (u32 i = 0; i < 4; ++i) p.out[(n * 32 + t) * 4 + i] = own[i];
+    }
+    """
+    run(device, body, 32, sums=sums, out=out)
+    added = out.get() - x.sum((0, 1))
+    # What was there before tells where: each of the 128 in one lane's hands, once.
+    np.testing.assert_array_equal(np.sort(added.reshape(2, 128)), start.reshape(2, 128))
+
+
+def test_quads_are_atomic_and_stay_inside_their_array(device):
+    sums = device.from_host(np.zeros(128, np.float32))
+    body = "const float own[4] = {1, 2, 3, 4}; add_quads(p.sums, t, own);"
+    run(device, body, 32, 7, sums=sums)
+    np.testing.assert_array_equal(np.sort(sums.get()), np.repeat([7, 14, 21, 28], 32))
+    with pytest.raises(EmuError, match=r"^bounds: "):
+        run(device, body, 32, sums=sums[4:])
+    with pytest.raises(EmuError, match=r"^race: "):
+        run(device, body + " p.sums[t] = 0;", 32, 2, sums=sums)
+
+
 def test_words_of_cuda_without_headers(device):
     out = device.empty((12,), np.float64)
     body = """

@@ -15,7 +15,7 @@ from tiny_gpt import Config, TinyGPT, sample
 from tiny_gpt_run import Run, Settings, Text, default_text
 
 EPS = np.finfo(np.float64).eps
-SIZES = "--length 32 --layers 1 --d-model 64 --heads 2 --kv-heads 1 --batch 8 --learning-rate 0.01 --characters 20"
+SIZES = "--length 32 --layers 1 --d-model 64 --heads 2 --kv-heads 1 --batch 4 --learning-rate 0.01 --characters 20"
 SMALL = SIZES.split()
 
 
@@ -25,7 +25,7 @@ def float64_model():
     config = Config(vocabulary=11, length=7, layers=2, d_model=8, heads=2, kv_heads=1)
     model = TinyGPT(config, np, np.float64, rng)
     model.parameters.vector[:] = rng.normal(0, 0.5, model.parameters.vector.size)
-    ids, targets = rng.integers(0, 11, (2, 3, 7))
+    ids, targets = rng.integers(0, 11, (2, 2, 7))
     return model, ids, targets
 
 

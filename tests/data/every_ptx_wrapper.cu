@@ -6,6 +6,7 @@
 #include <ptx/ldmatrix.cuh>
 #include <ptx/mma.cuh>
 #include <ptx/multiply_high.cuh>
+#include <ptx/reduce.cuh>
 #include <ptx/shared_memory.cuh>
 #include <ptx/shuffle.cuh>
 #include <ptx/special_registers.cuh>
@@ -58,6 +59,9 @@ extern "C" __global__ void __launch_bounds__(64) every_ptx_wrapper(const __grid_
     params.doubles[place] = shuffle_xor(params.doubles[place], 4);
     params.halves[place] = to_f16(params.floats[place + 1]) ^ to_bf16(params.floats[place + 2]);
     if (warp_any(word == 0)) params.floats[place] = reciprocal_approximate(params.floats[place + 1]);
+    float quads[4];
+    load_quads(quads, params.floats + block_index() * kQuads, thread % 32);
+    add_quads(params.floats, thread % 32, quads);
     block_sync();
     tensor_cores(params, shared, thread);
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from emu.faults.fault import Fault
 from emu.faults.kernels import KERNELS
 from emu.faults.mma import MMA
+from emu.faults.mma_backward import MMA_BACKWARD
+from emu.faults.mma_backward_parts import MMA_BACKWARD_PARTS
 from emu.faults.schedule import SCHEDULE
 from emu.faults.score import SCORE
 from emu.faults.tile import TILE
 
 __all__ = ["FAULTS", "Fault"]
 
-FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *MMA)
+FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *MMA, *MMA_BACKWARD, *MMA_BACKWARD_PARTS)

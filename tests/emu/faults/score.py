@@ -12,7 +12,7 @@ SCORE: tuple[Fault, ...] = (
     ),
     *faults_in(
         "score/softcap.cuh",
-        ("no derivative", "scale * (1 - t * t)", "scale", "softcap"),
+        ("no derivative", "scale) * (1 - t * t)", "scale)", "softcap"),
         ("no scale inside", "Tiles::scale(params) / params.softcap", "1 / params.softcap", "softcap"),
         ("the derivative of a hidden NaN leaks", "fragment.at[r][c] == 0 ? 0 : fragment", "fragment",
          "hidden by mask, softcap", "bits"),

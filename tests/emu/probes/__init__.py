@@ -20,6 +20,7 @@ from emu.probes.memory import (
     rows_that_see_one_key,
 )
 from emu.probes.mma import MMA
+from emu.probes.mma_backward import MMA_BACKWARD
 from emu.probes.numbers import dropout_of_everything, from_lse, infinite_values, long_rows, merge, real_tiles
 from emu.probes.schedules import full_lists, lists, packed, wild_lengths, wild_packing
 
@@ -85,9 +86,9 @@ GENERIC: dict[str, Probe] = {
     "merge": merge,
 }
 
-PROBES = GENERIC | MMA
+PROBES = GENERIC | MMA | MMA_BACKWARD
 
 
 def family(probe: str) -> str:
     """The kernels that a probe is of: `EmuBackend` takes it."""
-    return "sm80" if probe in MMA else "generic"
+    return "generic" if probe in GENERIC else "sm80"
