@@ -37,6 +37,7 @@ GENERIC: dict[str, Probe] = {
     "real tiles": real_tiles("float64"),
     "wide values": both(sizes=Sizes(head_dim=4, v_dim=20)),
     "float16": within_naive("float16"),
+    "float16 bias": within_naive("float16", "bias"),
     "bfloat16": within_naive("bfloat16"),
     "causal": both("causal"),
     "top left": both("top_left"),
