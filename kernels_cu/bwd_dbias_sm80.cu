@@ -25,14 +25,18 @@ public:
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll
-            for (int c = 0; c < Tiles::kColumns; ++c)
-                shared_.sums[Tiles::local_row(r)][Tiles::local_column(c)] = sums_[r][c].value();
+            for (int c = 0; c < Tiles::kColumns; c += 2)
+                *reinterpret_cast<Pair*>(&sum(Tiles::local_row(r), Tiles::local_column(c))) = {sums_[r][c].value(),
+                                                                                              sums_[r][c + 1].value()};
         block_sync();
         store_bias_tile<float, Tiles::kOwner, Tiles::kWalk, Tiles::kThreads>(
-            params_, own_, [&](int i, int j) { return shared_.sums[i][j]; });
+            params_, own_, [&](int i, int j) { return sum(i, j); });
     }
 
 private:
+    // Four rows of pairs that are written together fall into different banks.
+    __device__ __forceinline__ float& sum(int i, int j) { return shared_.sums[i][j ^ i % 4 * 8 % Tiles::kWalk]; }
+
     __device__ void add_head(const Work& work, const Sequence& sequence) {
         Hooks hooks(params_, work, work.head, sequence);
         for_each_tile<Tiles::kOwner, Tiles::kWalk>(params_, own_, sequence, [&](i32 row, i32 column, i32 end) {
@@ -52,9 +56,10 @@ private:
                              const Schedule& schedule, const Tile& tile, i32 first_row) {
         auto& pair = shared_.pair;
         const i32 kv_head = work.head / (params_.q_heads / params_.kv_heads);
-        const Pair2 queries = {rows(params_.q, work, work.head, sequence.q).base,
+        const OperandPair queries = {rows(params_.q, work, work.head, sequence.q).base,
                                rows(params_.dout, work, work.head, sequence.q).base};
-        const Pair2 keys = {rows(params_.k, work, kv_head, sequence.k).base, rows(params_.v, work, kv_head, sequence.k).base};
+        const OperandPair keys = {rows(params_.k, work, kv_head, sequence.k).base,
+                                  rows(params_.v, work, kv_head, sequence.k).base};
         block_sync();  // nobody reads the operands before
         copy_two<Tiles, Tiles::kOwner, true>(pair.q, pair.dout, params_.q, params_.dout, queries, {0, sequence.q.length},
                                              [&](int n) { return first_row + n; }, params_);
@@ -65,7 +70,7 @@ private:
         round_two<Tiles, Tiles::kOwner>(pair.q, pair.dout, params_.q, params_.dout, queries, params_);
         round_two<Tiles, Tiles::kWalk>(pair.k[0], pair.v[0], params_.k, params_.v, keys, params_);
         block_sync();
-        Scores own(schedule, hooks, tile, first_row, true, pair.q, pair.k[0], pair.dout, pair.v[0], terms);
+        Scores own(schedule, hooks, tile, first_row, true, {pair.q, pair.dout}, {pair.k[0], pair.v[0]}, terms);
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll

@@ -10,13 +10,8 @@
 #include <tile/mma_store.cuh>
 #include <tile/mma_walk.cuh>
 
-// The two operands that come together: q and dout, or k and v.
-struct Pair2 {
-    const u8 *a, *b;  // row 0
-};
-
 template <class Tiles, int kCount, bool kRun, class At>
-__device__ __forceinline__ void copy_two(u8* to_a, u8* to_b, const Operand& a, const Operand& b, const Pair2& bases,
+__device__ __forceinline__ void copy_two(u8* to_a, u8* to_b, const Operand& a, const Operand& b, const OperandPair& bases,
                                          const Span& there, const At& at, const AttentionParams& params) {
     copy_rows<Tiles, kCount, Tiles::kHeadBytes, Tiles::kHeadPitch, Tiles::Kind::kRounds, kRun>(
         to_a, a, bases.a, there, at, 0, params.head_dim);
@@ -27,22 +22,10 @@ __device__ __forceinline__ void copy_two(u8* to_a, u8* to_b, const Operand& a, c
 // What the thread copied, once it has arrived.
 template <class Tiles, int kCount>
 __device__ __forceinline__ void round_two(
-    u8* a_rows, u8* b_rows, const Operand& a, const Operand& b, const Pair2& bases, const AttentionParams& params) {
+    u8* a_rows, u8* b_rows, const Operand& a, const Operand& b, const OperandPair& bases, const AttentionParams& params) {
     if constexpr (Tiles::Kind::kRounds) {
         round_rows<Tiles, kCount, Tiles::kHeadBytes, Tiles::kHeadPitch>(a_rows, a, bases.a, params.head_dim);
         round_rows<Tiles, kCount, Tiles::kVBytes, Tiles::kVPitch>(b_rows, b, bases.b, params.v_dim);
-    }
-}
-
-// A result times `factor`, and zeros in owner rows that there are not.
-template <class Tiles, int kWidth>
-__device__ __forceinline__ void finish(MmaResult<Tiles, kWidth>& result, float factor, i32 first_row, i32 length) {
-#pragma unroll
-    for (int r = 0; r < Tiles::kRows; ++r) {
-        const bool there = first_row + Tiles::local_row(r) < length;
-#pragma unroll
-        for (auto& own : result.at[r])
-            own = {there ? own.low_value() * factor : 0, there ? own.high_value() * factor : 0};
     }
 }
 
@@ -57,17 +40,11 @@ __device__ __forceinline__ void store_gradient(const MmaResult<Tiles, kWidth>& r
 
 // ---- dk, dv, and with kAddsQ dq ----
 
-struct NoGradients {
+template <class Tiles, bool kAddsQ>
+struct GradientsForQ : SharedGradients<Tiles> {};
+template <class Tiles>
+struct GradientsForQ<Tiles, false> {
     u64 unused[2];
-};
-
-template <bool kYes, class Yes, class No>
-struct Choose {
-    using Type = Yes;
-};
-template <class Yes, class No>
-struct Choose<false, Yes, No> {
-    using Type = No;
 };
 
 template <class Tiles, class Schedule, bool kAddsQ>
@@ -77,10 +54,10 @@ struct alignas(128) MmaKeyShared {
     u8 q[Tiles::kStages][Tiles::kWalk * Tiles::kHeadPitch];
     u8 dout[Tiles::kStages][Tiles::kWalk * Tiles::kVPitch];
     Terms<Tiles> terms[Tiles::kStages][Tiles::kWalk];
-    typename Choose<kAddsQ, SharedGradients<Tiles>, NoGradients>::Type gradients;
+    GradientsForQ<Tiles, kAddsQ> gradients;
     // Of the head whose queries walk, and what the loop over tiles has no registers for.
     Work work;
-    Pair2 walked;
+    OperandPair walked;
     Segments terms_from, parts;
     bool masked;  // whether visibility matters even in FULL tiles
     typename Schedule::Shared schedule;
@@ -125,7 +102,7 @@ public:
 private:
     // Keys that no query sees are zeros, whatever they hold.
     __device__ __forceinline__ void copy_keys(const Work& work, const Sequence& sequence) {
-        const Pair2 bases = {rows(params_.k, work, work.head, sequence.k).base,
+        const OperandPair bases = {rows(params_.k, work, work.head, sequence.k).base,
                              rows(params_.v, work, work.head, sequence.k).base};
         copy_two<Tiles, Tiles::kOwner, true>(shared_.k, shared_.v, params_.k, params_.v, bases,
                                              key_band(params_, sequence).owners(),
@@ -175,8 +152,8 @@ private:
     __device__ __forceinline__ void visit(
         const Schedule& schedule, Hooks& hooks, int stage, const Tile& tile, const Leave& leave) {
         const Work& work = shared_.work;
-        Scores own(schedule, hooks, tile, first_row(work), shared_.masked, shared_.k, shared_.q[stage], shared_.v, shared_.dout[stage],
-                   WalkedTerms<Tiles>{shared_.terms[stage]});
+        Scores own(schedule, hooks, tile, first_row(work), shared_.masked, {shared_.k, shared_.v},
+                   {shared_.q[stage], shared_.dout[stage]}, WalkedTerms<Tiles>{shared_.terms[stage]});
         hooks.gradient(own.gradients);
         if constexpr (kAddsQ) shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);
         if (given(params_.dv))
@@ -219,7 +196,7 @@ struct alignas(128) MmaQueryShared {
     u8 k[Tiles::kStages][Tiles::kWalk * Tiles::kHeadPitch];
     u8 v[Tiles::kStages][Tiles::kWalk * Tiles::kVPitch];
     Work work;
-    Pair2 walked;
+    OperandPair walked;
     typename Schedule::Shared schedule;
 };
 
@@ -269,7 +246,7 @@ private:
     __device__ __forceinline__ static i32 first_row(const Work& work) { return work.tile * Tiles::kOwner; }
 
     __device__ __forceinline__ void copy_queries(const Work& work, const Sequence& sequence) {
-        const Pair2 bases = {rows(params_.q, work, work.head, sequence.q).base,
+        const OperandPair bases = {rows(params_.q, work, work.head, sequence.q).base,
                              rows(params_.dout, work, work.head, sequence.q).base};
         copy_two<Tiles, Tiles::kOwner, true>(shared_.q, shared_.dout, params_.q, params_.dout, bases,
                                              {0, sequence.q.length}, [&](int n) { return first_row(work) + n; }, params_);
@@ -283,8 +260,8 @@ private:
     template <class Leave>
     __device__ __forceinline__ void visit(int stage, const Tile& tile, const Leave& leave) {
         const Work& work = shared_.work;
-        Scores own(schedule_, hooks_, tile, first_row(work), false, shared_.q, shared_.k[stage], shared_.dout, shared_.v[stage],
-                   terms_);
+        Scores own(schedule_, hooks_, tile, first_row(work), false, {shared_.q, shared_.dout},
+                   {shared_.k[stage], shared_.v[stage]}, terms_);
         seen_ |= own.rows;
         if (given(params_.dq)) {
             hooks_.gradient(own.gradients);

@@ -48,15 +48,6 @@ def test_flops_are_counted_as_usual():
     assert square("forward", "float16", 96, 16384).heads == 21
 
 
-def test_results_alone_grow_with_the_length():
-    out = 2 * 16 * 8192 * 128 * 2
-    assert square("forward", "bfloat16", 128, 8192).result_bytes == out
-    assert square("backward", "bfloat16", 128, 8192).result_bytes == 3 * out
-    assert square("forward + backward", "float32", 128, 8192).result_bytes == 4 * 2 * out
-    assert square("backward", "bfloat16", 128, 8192, kv_heads=2).result_bytes == out + 2 * out // 8
-    assert square("backward", "bfloat16", 128, 8192, tokens=8192).result_bytes == 3 * out // 2
-
-
 def test_flops_of_what_is_visible():
     per_pair = 4 * 4 * 16
     assert replace(TINY, batch=1, sequences=(16, 32)).flops == per_pair * (16**2 + 32**2)
@@ -318,13 +309,6 @@ def test_results_alone_stand_beside_the_peak():
     lines = report.table([row], {}).splitlines()
     assert lines[2] == "**n**; results alone take 1.5 MiB"
     assert lines[-1].split(" | ")[-2] == "3.0"
-
-
-def test_deterministic_backwards_are_no_peers():
-    seconds = {OURS: 2e-3, OURS_DETERMINISTIC: 1e-3, "a": 3e-3, "a deterministic": 2e-3}
-    row = GpuRow("g", "n", {name: [second] * 3 for name, second in seconds.items()})
-    assert row.best_peer() == "a"
-    assert row.ratio(OURS_DETERMINISTIC) == 0.5
 
 
 def test_missing_ones_are_listed_once_with_their_reasons():

@@ -200,3 +200,19 @@ def test_the_best_tiles_stand_beside_the_choice():
         f"| {problem.name} | {KERNEL} | 2.000 | o128k64_w4s2b2 1.000, o64k64_w4s1b2 4.000 | 2.00 |"
     )
     assert not any(summary.summaries([], {"gpu": {}}))
+
+
+def test_results_alone_grow_with_the_length():
+    out = 2 * 16 * 8192 * 128 * 2
+    assert square("forward", "bfloat16", 128, 8192).result_bytes == out
+    assert square("backward", "bfloat16", 128, 8192).result_bytes == 3 * out
+    assert square("forward + backward", "float32", 128, 8192).result_bytes == 4 * 2 * out
+    assert square("backward", "bfloat16", 128, 8192, kv_heads=2).result_bytes == out + 2 * out // 8
+    assert square("backward", "bfloat16", 128, 8192, tokens=8192).result_bytes == 3 * out // 2
+
+
+def test_deterministic_backwards_are_no_peers():
+    seconds = {OURS: 2e-3, OURS_DETERMINISTIC: 1e-3, "a": 3e-3, "a deterministic": 2e-3}
+    row = GpuRow("g", "n", {name: [second] * 3 for name, second in seconds.items()})
+    assert row.best_peer() == "a"
+    assert row.ratio(OURS_DETERMINISTIC) == 0.5

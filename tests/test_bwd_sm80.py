@@ -10,44 +10,29 @@ import itertools
 import gradients
 import numpy as np
 import pytest
-from backends import BACKENDS
+import tensor_cores
 from cases import NUMBERS, Case, Sizes
 from harness import check
+from tensor_cores import LAYOUTS
 
 import flashcupy as fc
 
-_TENSOR_CORES = [one for one in BACKENDS if one.id in ("emu_sm80", "cupy")]
 _ALL = ("float16", "bfloat16", "tf32", "float32")
 _QUICK = ("float16", "float32", pytest.param("tf32", marks=pytest.mark.slow))  # bfloat16 goes float16's way
 _NAMES = ("q", "k", "v", "bias", "sinks")
 
 
-@pytest.fixture(params=_TENSOR_CORES)
-def backend(request):
-    with request.param.active(), request.param.small_tiles():
-        yield request.param
+backend = tensor_cores.fixture()
+real = tensor_cores.fixture(small=False)
+emulator = tensor_cores.fixture(emulated=True)
 
 
-@pytest.fixture(params=_TENSOR_CORES)
-def real(request):
-    with request.param.active():
-        yield request.param
-
-
-@pytest.fixture(params=[one for one in _TENSOR_CORES if one.id == "emu_sm80"])
-def emulator(request):
-    with request.param.active(), request.param.small_tiles():
-        yield request.param
-
-
-def _launched(backend, monkeypatch, call):
+def _launched(emulator, monkeypatch, call):
     """Names of the kernels that a call launches."""
-    if backend.name == "cupy":
-        pytest.skip("launches are seen on the emulated device")
-    names, launch = [], backend.device.launch
+    names, launch = [], emulator.device.launch
     with monkeypatch.context() as patch:
         patch.setattr(
-            backend.device, "launch", lambda kernel, *rest: (names.append(kernel.name), launch(kernel, *rest))
+            emulator.device, "launch", lambda kernel, *rest: (names.append(kernel.name), launch(kernel, *rest))
         )
         call()
     return [name.partition("_sm80")[0] for name in names]
@@ -68,22 +53,22 @@ def _launched(backend, monkeypatch, call):
         (("q", "k", "v", "bias"), False, ["bwd_rows", "dkvq", "bwd_dq_sums_f16_d64", "dbias"]),
     ],
 )
-def test_kernels_are_those_that_gradients_need(backend, monkeypatch, wrt, deterministic, expected):
+def test_kernels_are_those_that_gradients_need(emulator, monkeypatch, wrt, deterministic, expected):
     q, k, v, dout = gradients.operands("float16")
     options = {"sinks": np.zeros(2, np.float32)} if "sinks" in wrt else {}
     options |= {"bias": np.zeros((45, 77), np.float32)} if "bias" in wrt else {}
-    _, residuals = backend.api.attention_fwd(q, k, v, **options)
+    _, residuals = emulator.api.attention_fwd(q, k, v, **options)
 
     def call():
-        backend.api.attention_bwd(dout, residuals, wrt=wrt, deterministic=deterministic)
+        emulator.api.attention_bwd(dout, residuals, wrt=wrt, deterministic=deterministic)
 
-    names = [name for name in _launched(backend, monkeypatch, call) if not name.startswith("upload")]
+    names = [name for name in _launched(emulator, monkeypatch, call) if not name.startswith("upload")]
     assert names == expected
 
 
-def test_float32_has_no_sums_of_all_blocks(backend, monkeypatch):
+def test_float32_has_no_sums_of_all_blocks(emulator, monkeypatch):
     """Sums of many tiles have to keep what rounding loses, which additions to memory cannot."""
-    names = _launched(backend, monkeypatch, lambda: gradients.of(backend.api, *gradients.operands("float32")))
+    names = _launched(emulator, monkeypatch, lambda: gradients.of(emulator.api, *gradients.operands("float32")))
     assert names[-2:] == ["dkv", "dq"]
 
 
@@ -101,12 +86,12 @@ def test_every_choice_of_gradients_has_the_same_bits(backend, numbers):
             assert got is None or np.array_equal(got, want)
 
 
-def test_a_dout_of_float32_is_left_to_another_family(backend, monkeypatch):
+def test_a_dout_of_float32_is_left_to_another_family(emulator, monkeypatch):
     q, k, v, dout = gradients.operands("float16")
     wide = dout.astype(np.float32) * np.float32(1.001)
-    names = _launched(backend, monkeypatch, lambda: gradients.of(backend.api, q, k, v, wide))
+    names = _launched(emulator, monkeypatch, lambda: gradients.of(emulator.api, q, k, v, wide))
     assert any("generic" in name for name in names)
-    gradients.require_right(gradients.of(backend.api, q, k, v, wide), q, k, v, wide)
+    gradients.require_right(gradients.of(emulator.api, q, k, v, wide), q, k, v, wide)
 
 
 # ---- deterministic ---------------------------------------------------------------------------------------------------
@@ -158,30 +143,19 @@ def test_other_gradients_are_right_in_every_order_of_blocks(emulator):
 
 # ---- load and store paths --------------------------------------------------------------------------------------------
 
-_LAYOUTS = {
-    "misaligned": lambda x: np.zeros(x.size + 1, x.dtype)[1:].reshape(x.shape),
-    "off_elements": lambda x: np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape),
-    "odd_rows": lambda x: np.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype)[..., :-1],
-    "columns_first": lambda x: np.zeros(x.mT.shape, x.dtype).mT,
-    "rows_first": lambda x: np.zeros(x.swapaxes(0, 1).shape, x.dtype).swapaxes(0, 1),
-    "all_reversed": lambda x: np.zeros_like(x)[::-1, ::-1, ::-1],
-}
+
+# The forward has the others.
+_BACKWARD_LAYOUTS = ("misaligned", "off_elements", "odd_rows", "columns_first", "rows_first", "all_reversed")
 
 
-def _filled(layout, x):
-    view = _LAYOUTS[layout](x)
-    view[...] = x
-    return view
-
-
-@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize("layout", _BACKWARD_LAYOUTS)
 @pytest.mark.parametrize("numbers", ["float16", "float32", pytest.param("tf32", marks=pytest.mark.slow)])
 def test_any_strides_give_the_same_bits(backend, layout, numbers):
     operands = gradients.operands(numbers)
     plain = gradients.of(backend.api, *operands, causal=True, deterministic=True, **gradients.options(numbers))
     gradients.require_right(plain, *operands, causal=True, **gradients.options(numbers))
-    q, k, v, dout = (_filled(layout, x) for x in operands)
-    out = fc.AttentionGrads(*(_LAYOUTS[layout](x) for x in plain[:3]))
+    q, k, v, dout = (tensor_cores.filled(layout, x) for x in operands)
+    out = fc.AttentionGrads(*(LAYOUTS[layout](x) for x in plain[:3]))
     _, residuals = backend.api.attention_fwd(q, k, v, causal=True, **gradients.options(numbers))
     backend.api.attention_bwd(dout, residuals, deterministic=True, out=out)
     assert gradients.equal(out, plain)
@@ -191,7 +165,7 @@ def test_any_strides_give_the_same_bits(backend, layout, numbers):
 def test_each_operand_has_a_path_of_its_own(backend, which):
     operands = gradients.operands("float16")
     plain = gradients.of(backend.api, *operands, deterministic=True)
-    operands[which] = _filled("odd_rows", operands[which])
+    operands[which] = tensor_cores.filled("odd_rows", operands[which])
     assert gradients.equal(gradients.of(backend.api, *operands, deterministic=True), plain)
 
 

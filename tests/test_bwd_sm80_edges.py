@@ -11,20 +11,16 @@ from contextlib import nullcontext
 import gradients
 import numpy as np
 import pytest
-from backends import BACKENDS
+import tensor_cores
 from cases import FEATURES, NUMBERS, Case, Sizes
 from harness import check
 
 import flashcupy as fc
 
-_TENSOR_CORES = [one for one in BACKENDS if one.id in ("emu_sm80", "cupy")]
 _QUICK = ("float16", "float32", pytest.param("tf32", marks=pytest.mark.slow))  # bfloat16 goes float16's way
 
 
-@pytest.fixture(params=_TENSOR_CORES)
-def backend(request):
-    with request.param.active(), request.param.small_tiles():
-        yield request.param
+backend = tensor_cores.fixture()
 
 
 @pytest.mark.parametrize("numbers", _QUICK)
@@ -117,13 +113,11 @@ def test_packed_sequences_have_the_gradients_of_a_padded_batch(backend, feature,
             padded[-1][n, :, : end - start] = x[:, start:end]
     with _one_order(backend):
         want = gradients.of(backend.api, *padded, deterministic=deterministic, **lengths, **options)
-    for got, other, own in zip(grads[:3], want[:3], starts, strict=False):
+    # On a GPU blocks add to dq in whatever order they come.
+    same = slice(1, 3) if backend.name == "cupy" and not deterministic else slice(3)
+    for got, other, own in zip(grads[same], want[same], starts[same], strict=True):
         for n, (start, end) in enumerate(itertools.pairwise(own)):
-            expected = other[n, :, : end - start]
-            if backend.name == "cupy" and not deterministic:
-                assert np.abs(got[:, start:end] - expected).max(initial=0) <= 1e-2
-            else:
-                assert np.array_equal(got[:, start:end], expected)
+            assert np.array_equal(got[:, start:end], other[n, :, : end - start])
         assert not got[:, : own[0]].any()
         assert not got[:, own[-1] :].any()
 

@@ -141,8 +141,8 @@ def test_older_and_smaller_gpus_are_left_to_others(gpu):
     ("dtype", "dim", "v_dim", "reason"),
     [
         ("float16", 40, 264, "takes v of at most 256 columns in a backward, this one has 264"),
-        ("float32", 136, 40, "takes float32 of at most 128 columns in a backward: beyond, three products"),
-        ("float32", 40, 136, "takes float32 of at most 128 columns in a backward: beyond, three products"),
+        ("float32", 136, 40, "takes float32 of at most 128 columns in a backward: more chunks"),
+        ("float32", 40, 136, "takes float32 of at most 128 columns in a backward: more chunks"),
     ],
 )
 def test_a_backward_that_it_leaves_to_others(gpu, dtype, dim, v_dim, reason):

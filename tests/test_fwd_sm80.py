@@ -9,36 +9,24 @@ import itertools
 
 import numpy as np
 import pytest
-from backends import BACKENDS, EmuBackend
+import tensor_cores
+from backends import EmuBackend
 from cases import DTYPES, FEATURES, NUMBERS, Case, Sizes, normal
 from harness import check_forward
 from naive import assert_close, naive, naive_varlen
+from tensor_cores import LAYOUTS
 
 import flashcupy as fc
 from flashcupy import reference
 
-_TENSOR_CORES = [one for one in BACKENDS if one.id in ("emu_sm80", "cupy")]
 _ALL = ("float16", "bfloat16", "tf32", "float32")
 _QUICK = ("float16", "tf32", "float32")  # bfloat16 goes float16's way
 _TWO_QUICK = ("float16", "float32", *(pytest.param(one, marks=pytest.mark.slow) for one in ("bfloat16", "tf32")))
 
 
-@pytest.fixture(params=_TENSOR_CORES)
-def backend(request):
-    with request.param.active(), request.param.small_tiles():
-        yield request.param
-
-
-@pytest.fixture(params=_TENSOR_CORES)
-def real(request):
-    with request.param.active():
-        yield request.param
-
-
-@pytest.fixture(params=[one for one in _TENSOR_CORES if one.id == "emu_sm80"])
-def emulator(request):
-    with request.param.active(), request.param.small_tiles():
-        yield request.param
+backend = tensor_cores.fixture()
+real = tensor_cores.fixture(small=False)
+emulator = tensor_cores.fixture(emulated=True)
 
 
 def _operands(numbers, *, q_len=45, kv_len=77, head_dim=40, v_dim=24, heads=2):
@@ -68,45 +56,14 @@ def test_tensor_cores_serve_these_tests(backend):
 # ---- load and store paths --------------------------------------------------------------------------------------------
 
 
-def _misaligned(x):
-    """One element off 16 bytes."""
-    raw = np.zeros(x.size + 1, x.dtype)
-    return raw[1:].reshape(x.shape)
-
-
-def _off_elements(x):
-    """A byte off."""
-    return np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-
-
-_LAYOUTS = {
-    "misaligned": _misaligned,
-    "off_elements": _off_elements,
-    "odd_rows": lambda x: np.zeros((*x.shape[:-1], x.shape[-1] + 1), x.dtype)[..., :-1],
-    "even_rows": lambda x: np.zeros((*x.shape[:-1], x.shape[-1] + 16), x.dtype)[..., :-16],
-    "spaced": lambda x: np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)[..., ::2],
-    "columns_first": lambda x: np.zeros(x.mT.shape, x.dtype).mT,
-    "rows_first": lambda x: np.zeros(x.swapaxes(0, 1).shape, x.dtype).swapaxes(0, 1),
-    "rows_reversed": lambda x: np.zeros_like(x)[:, ::-1],
-    "columns_reversed": lambda x: np.zeros_like(x)[..., ::-1],
-    "all_reversed": lambda x: np.zeros_like(x)[::-1, ::-1, ::-1],
-}
-
-
-def _filled(layout, x):
-    view = _LAYOUTS[layout](x)
-    view[...] = x
-    return view
-
-
-@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("numbers", _QUICK)
 def test_any_strides_give_the_same_bits(backend, layout, numbers):
     operands = _operands(numbers)
     plain, lse = backend.api.attention(*operands, causal=True, return_lse=True, **_options(numbers))
     _require_right((plain, lse), *operands, causal=True, **_options(numbers))
-    own = [_filled(layout, x) for x in operands]
-    out = _LAYOUTS[layout](plain)
+    own = [tensor_cores.filled(layout, x) for x in operands]
+    out = LAYOUTS[layout](plain)
     got, other = backend.api.attention(*own, causal=True, return_lse=True, out=out, **_options(numbers))
     assert got is out
     assert np.array_equal(out, plain)
@@ -117,7 +74,7 @@ def test_any_strides_give_the_same_bits(backend, layout, numbers):
 def test_each_operand_has_a_path_of_its_own(backend, which):
     operands = _operands("float16")
     plain = backend.api.attention(*operands)
-    operands[which] = _filled("odd_rows", operands[which])
+    operands[which] = tensor_cores.filled("odd_rows", operands[which])
     assert np.array_equal(backend.api.attention(*operands), plain)
 
 

@@ -27,11 +27,10 @@ def pitch(dim: int, item: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class MmaTiles:
-    """MmaTiles of kernels_cu/tile/mma_tile.cuh: its template arguments, and what follows from them.
+class OperandTiles:
+    """What tiles of forward and backward share: what is multiplied, the tile, buckets of columns, warps.
 
-    ``v_dim`` is the bucket of one chunk of v's columns. ``stages`` counts the tiles of keys, and of values, that have a
-    place in shared memory at once.
+    ``stages`` counts the tiles of each walked operand that have a place in shared memory at once.
     """
 
     kind: Kind
@@ -43,23 +42,22 @@ class MmaTiles:
     stages: int
 
     def __post_init__(self) -> None:
-        problems = {
-            "kind must be f16, bf16, tf32 or split_tf32": self.kind not in TAGS,
-            "a block must have 1 to 32 warps": not 1 <= self.warps <= 32,
-            "owner must be a multiple of 16 rows a warp": self.owner <= 0 or self.owner % (16 * max(1, self.warps)),
-            "walk must be 16, 32, 64 or 128": self.walk not in (16, 32, 64, 128),
-            "sums of split_tf32 are of at most 64 keys": self.kind == "split_tf32" and self.walk > 64,
-            "head_dim and v_dim must be buckets": not {self.head_dim, self.v_dim} <= set(BUCKETS),
-            "chunks of split_tf32 have at most 128 columns": self.kind == "split_tf32" and self.v_dim > 128,
-            "stages must be 1 or 2": self.stages not in (1, 2),
-        }
-        for problem, broken in problems.items():
+        for problem, broken in self.problems().items():
             if broken:
                 raise ValueError(f"{problem}, got {self}")
-        if self.accumulators > MOST_ACCUMULATORS:
-            raise ValueError(
-                f"a thread would hold {self.accumulators} sums, at most {MOST_ACCUMULATORS} fit, got {self}"
-            )
+
+    def problems(self) -> dict[str, bool]:
+        """What no kernel can have, and whether it is so here."""
+        return {
+            "kind must be f16, bf16, tf32 or split_tf32": self.kind not in TAGS,
+            "a block must have 1 to 32 warps": not 1 <= self.warps <= 32,
+            "owner must be a multiple of 16 rows a warp": self.owner <= 0
+            or self.owner % (16 * max(1, self.warps)) != 0,
+            "walk must be 16, 32, 64 or 128": self.walk not in (16, 32, 64, 128),
+            "sums of split_tf32 are of at most 64 positions": self.kind == "split_tf32" and self.walk > 64,
+            "head_dim and v_dim must be buckets": not {self.head_dim, self.v_dim} <= set(BUCKETS),
+            "stages must be 1 or 2": self.stages not in (1, 2),
+        }
 
     @property
     def threads(self) -> int:
@@ -68,6 +66,25 @@ class MmaTiles:
     @property
     def item(self) -> int:
         return 2 if self.kind in ("f16", "bf16") else 4
+
+
+@dataclass(frozen=True, slots=True)
+class MmaTiles(OperandTiles):
+    """MmaTiles of kernels_cu/tile/mma_tile.cuh: its template arguments, and what follows from them.
+
+    ``v_dim`` is the bucket of one chunk of v's columns.
+    """
+
+    def __post_init__(self) -> None:
+        OperandTiles.__post_init__(self)  # super() does not know a class with slots
+        if self.accumulators > MOST_ACCUMULATORS:
+            raise ValueError(
+                f"a thread would hold {self.accumulators} sums, at most {MOST_ACCUMULATORS} fit, got {self}"
+            )
+
+    def problems(self) -> dict[str, bool]:
+        too_wide = self.kind == "split_tf32" and self.v_dim > 128
+        return OperandTiles.problems(self) | {"chunks of split_tf32 have at most 128 columns": too_wide}
 
     @property
     def chunk(self) -> int:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from flashcupy.cuda.config import Schedule, hooks
 from flashcupy.cuda.config_sm80 import (
-    BUCKETS,
     MOST_ACCUMULATORS,
     TAGS,
     Kind,
+    OperandTiles,
     pitch,
     rounded_up,
     schedule_bytes,
@@ -25,44 +25,18 @@ _NO_GRADIENTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class GradientTiles:
+class GradientTiles(OperandTiles):
     """MmaGradientTiles of kernels_cu/tile/mma_gradient.cuh: its template arguments, and what follows from them.
 
     ``head_chunk`` and ``v_chunk`` are the columns of dq or dk, and of dv, that a block computes.
     """
 
-    kind: Kind
-    owner: int
-    walk: int
-    head_dim: int
-    v_dim: int
-    warps: int
-    stages: int
     head_chunk: int
     v_chunk: int
 
-    def __post_init__(self) -> None:
-        problems = {
-            "kind must be f16, bf16, tf32 or split_tf32": self.kind not in TAGS,
-            "a block must have 1 to 32 warps": not 1 <= self.warps <= 32,
-            "owner must be a multiple of 16 rows a warp": self.owner <= 0 or self.owner % (16 * max(1, self.warps)),
-            "walk must be 16, 32, 64 or 128": self.walk not in (16, 32, 64, 128),
-            "sums of split_tf32 are of at most 64 rows": self.kind == "split_tf32" and self.walk > 64,
-            "head_dim and v_dim must be buckets": not {self.head_dim, self.v_dim} <= set(BUCKETS),
-            "chunks must be multiples of 32 columns": self.head_chunk % 32 or self.v_chunk % 32,
-            "stages must be 1 or 2": self.stages not in (1, 2),
-        }
-        for problem, broken in problems.items():
-            if broken:
-                raise ValueError(f"{problem}, got {self}")
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps
-
-    @property
-    def item(self) -> int:
-        return 2 if self.kind in ("f16", "bf16") else 4
+    def problems(self) -> dict[str, bool]:
+        uneven = self.head_chunk % 32 != 0 or self.v_chunk % 32 != 0
+        return OperandTiles.problems(self) | {"chunks must be multiples of 32 columns": uneven}
 
     @property
     def pair_bytes(self) -> int:

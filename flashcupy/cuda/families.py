@@ -66,9 +66,7 @@ def _why_no_gradients(request: Request) -> str | None:
     if spec.v_dim > WIDEST:
         return f"takes v of at most {WIDEST} columns in a backward, this one has {spec.v_dim}"
     if spec.dtype == "float32" and spec.precision == "highest" and max(spec.head_dim, spec.v_dim) > WIDEST_SPLIT:
-        return (
-            f"takes float32 of at most {WIDEST_SPLIT} columns in a backward: beyond, three products for one do not pay"
-        )
+        return f"takes float32 of at most {WIDEST_SPLIT} columns in a backward: more chunks would compute P again"
     dout = request.layouts.get("dout")
     if dout is not None and dout.dtype != spec.dtype:
         return f"takes a dout of {spec.dtype}, this one is {dout.dtype}"

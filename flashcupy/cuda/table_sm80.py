@@ -14,7 +14,7 @@ LEAST_SHARED = 99 << 10
 # Compute capabilities whose tensor cores multiply TF32 well over three times as fast as FMA multiplies float32: A100,
 # H100 and their kin by NVIDIA's data sheets. On GeForce the two are about as fast; of newer ones it is not known.
 FAST_TF32 = frozenset({(8, 0), (9, 0)})
-RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
+_RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
 
 
 class Choice(NamedTuple):
@@ -101,13 +101,17 @@ def configure(need: Need) -> MmaConfig:
     """
     for choice in _candidates(need):
         tiles = _tiles(need, choice)
-        taken = choice.blocks * (shared_bytes(tiles, need.schedule) + RESERVED)
-        if taken <= need.shared_memory + RESERVED:
+        if fits(need, choice, shared_bytes(tiles, need.schedule)):
             return MmaConfig("fwd", tiles, choice.blocks, need.schedule, need.features)
     raise UnsupportedError(
         f"no tiles for head_dim {need.head_dim} and v's {need.v_dim} columns fit into {need.shared_memory} bytes of "
         "shared memory"
     )
+
+
+def fits(need: Need, choice: Choice, shared: int) -> bool:
+    """Whether as many blocks as a choice asks for fit into a multiprocessor, each with `shared` bytes."""
+    return choice.blocks * (shared + _RESERVED) <= need.shared_memory + _RESERVED
 
 
 def kind_of(spec: AttentionSpec) -> Kind:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 from flashcupy.cuda.config import features, tile_table
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind
 from flashcupy.cuda.config_sm80_bwd import GradientConfig, GradientTiles, Kernel, gradient_bytes
-from flashcupy.cuda.table_sm80 import MOST_LISTED, MOST_LOOKED_AT, RESERVED, Choice, Need, bucket, kind_of
+from flashcupy.cuda.table_sm80 import MOST_LISTED, MOST_LOOKED_AT, Choice, Need, bucket, fits, kind_of
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
 
 # Values have to lie in shared memory whole: dP needs all of their columns.
 WIDEST = BUCKETS[-1]
-# Columns of float32 operands at full accuracy: beyond, chunks compute P again so often that plain FMA is as fast.
+# Columns of float32 operands at full accuracy: beyond, each 64 columns of a result compute P again, by three products
+# for one, which by count is no faster than plain FMA.
 WIDEST_SPLIT = 128
 # What adds dq to sums of all blocks. At full accuracy sums of many tiles have to keep what rounding loses, which
 # additions to memory cannot; TF32's dS is not in a form that goes through shared memory.
@@ -93,8 +94,7 @@ def configure_gradient(kernel: Kernel, need: Need) -> GradientConfig:
     """
     for choice in _candidates(kernel, need):
         tiles = _tiles(kernel, need, choice)
-        taken = choice.blocks * (gradient_bytes(kernel, tiles, need.schedule) + RESERVED)
-        if taken <= need.shared_memory + RESERVED:
+        if fits(need, choice, gradient_bytes(kernel, tiles, need.schedule)):
             return GradientConfig(kernel, tiles, choice.blocks, need.schedule, need.features)
     raise UnsupportedError(
         f"no tiles for gradients of head_dim {need.head_dim} and v's {need.v_dim} columns fit into "

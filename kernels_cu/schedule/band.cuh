@@ -161,7 +161,12 @@ public:
 
 private:
     __device__ BandSchedule(const Bounds& bounds, Shared& shared)
-        : kept_(bounds, shared), next_(bounds.reach.begin / kWidth * kWidth) {}
+        : kept_(bounds, shared), next_(begins(bounds.reach)) {}
+
+    // Of an empty reach no tile is visited, wherever it lies.
+    __device__ static i32 begins(const Reach& reach) {
+        return reach.begin < reach.end ? reach.begin / kWidth * kWidth : reach.end;
+    }
 
     __device__ const Band& band() const { return (*kept_).band; }
     __device__ const Reach& reach() const { return (*kept_).reach; }

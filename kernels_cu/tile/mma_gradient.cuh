@@ -23,6 +23,11 @@ struct MmaGradientTiles : MmaTiles<Kind, kOwner, kWalk, kHeadDim, kVDim, kWarps,
     static_assert(kHeadChunk % 32 == 0 && kVChunk % 32 == 0, "half a row of banks, and whole steps");
 };
 
+// The two operands that come together: q and dout, or k and v. In global memory their row 0, or tiles in shared memory.
+struct OperandPair {
+    const u8 *a, *b;
+};
+
 // What a query row brings to its gradients: written by bwd_rows_sm80.cu.
 template <bool kPrecise>
 struct alignas(8) RowTerms {
@@ -143,12 +148,11 @@ struct ScoreGradients {
     Seen seen = {0xffffffffu};  // walked positions that any row of the warp sees
     u32 rows = 0xffffffffu;     // a bit for each of the lane's rows that sees any of its columns
 
-    // `scores` and `upstream` are the owner's and the walked operand of q k^T and of dout v^T. `masked`: look at
-    // visibility even in a FULL tile.
+    // `masked`: look at visibility even in a FULL tile.
     template <class RowsTerms>
     __device__ __forceinline__ ScoreGradients(const Schedule& schedule, Hooks& hooks, const Tile& tile, i32 first_row,
-                                              bool masked, const u8* owner_a, const u8* walked_a, const u8* owner_b,
-                                              const u8* walked_b, const RowsTerms& terms) {
+                                              bool masked, const OperandPair& owner, const OperandPair& walked,
+                                              const RowsTerms& terms) {
         const Place<Tiles, Tile, kTransposed> place = {first_row, tile};
         ScoreBits<Tiles> bits = {equal_bits<Tiles>(true), equal_bits<Tiles>(true)};
         masked |= Hooks::kHides || schedule.partial(tile);
@@ -156,8 +160,8 @@ struct ScoreGradients {
         if constexpr (Hooks::kHides) hooks.hide(bits.visible, place);
         hooks.drop(bits.kept, place);
         warp_sync();  // lanes that took branches of their own are together again
-        tile_product<kTransposed, Tiles::kHeadBytes, Tiles::kHeadPitch>(weights, owner_a, walked_a);
-        tile_product<kTransposed, Tiles::kVBytes, Tiles::kVPitch>(gradients, owner_b, walked_b);
+        tile_product<kTransposed, Tiles::kHeadBytes, Tiles::kHeadPitch>(weights, owner.a, walked.a);
+        tile_product<kTransposed, Tiles::kVBytes, Tiles::kVPitch>(gradients, owner.b, walked.b);
         const float factor = hooks.scores(weights, bits.visible, place);
         const float survivors = static_cast<float>(hooks.survivors());
         if (masked) weigh<true>(weights, gradients, factor, survivors, bits, terms);

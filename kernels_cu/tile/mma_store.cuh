@@ -57,6 +57,18 @@ __device__ __forceinline__ void store_piece(const Target& target, const u8* stag
     }
 }
 
+// A result times `factor`, and zeros in owner rows from `length` on: they may be NaN. `first_row` is the tile's.
+template <class Tiles, int kWidth>
+__device__ __forceinline__ void finish(MmaResult<Tiles, kWidth>& result, float factor, i32 first_row, i32 length) {
+#pragma unroll
+    for (int r = 0; r < Tiles::kRows; ++r) {
+        const bool there = first_row + Tiles::local_row(r) < length;
+#pragma unroll
+        for (auto& own : result.at[r])
+            own = {there ? own.low_value() * factor : 0, there ? own.high_value() * factor : 0};
+    }
+}
+
 // `stage` is the warp's own, kRoom bytes for each of its rows.
 template <int kRoom, class Element, class Tiles, int kColumns>
 __device__ __forceinline__ void store_result(

@@ -111,8 +111,6 @@ MMA_BACKWARD: tuple[Fault, ...] = (
         ("dk without the scale", "finish(dk_, static_cast<float>(params_.scale)", "finish(dk_, 1", "mma backward"),
         ("dv of weights that are not made up for", "finish(dv_, survivors_,", "finish(dv_, 1,",
          "mma backward of features"),
-        ("keys beyond the length have gradients", "const bool there = first_row + Tiles::local_row(r) < length;",
-         "const bool there = true;", "mma backward of lengths", "wrong nan"),
         ("dk of products", "        hooks.gradient(own.gradients);\n        if constexpr", "        if constexpr",
          "mma backward of features"),
         ("dv of the first chunk", "own.seen, Tiles::v_byte(work.chunk)", "own.seen, Tiles::v_byte(0)",

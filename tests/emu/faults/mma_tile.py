@@ -186,6 +186,9 @@ MMA_TILE: tuple[Fault, ...] = (
     ),
     *faults_in(
         "tile/mma_store.cuh",
+        ("rows beyond the length are stored as they are",
+         "const bool there = first_row + Tiles::local_row(r) < length;", "const bool there = true;",
+         "mma backward of lengths", "wrong nan"),
         ("the stage is read without its swizzle",
          "store_piece<Element>(target, staged<Element, kBytes>(stage, r, n * kPiece)",
          "store_piece<Element>(target, stage + r * kBytes + n * kPiece", "mma"),

@@ -120,6 +120,16 @@ def packed(backend: EmuBackend) -> None:
     _require_right(grads, expected, coarse, 33, "highest")
 
 
+def queries_that_there_are_not(backend: EmuBackend) -> None:
+    """A NaN among the keys reaches whoever is computed beside the queries that see it, and is not dq of those."""
+    q, k, v, dout, _ = _operands("float16", Sizes((), 2, 1, 45, 40, 24, 24))
+    k[..., 3, 5] = np.nan
+    _, residuals = backend.api.attention_fwd(q, k, v, q_lengths=np.array(20))
+    dq = backend.api.attention_bwd(dout, residuals).dq
+    assert np.isnan(dq[..., :20, :]).any()
+    assert not dq[..., 20:, :].any(), "inf and nan lie elsewhere"
+
+
 def keys_that_there_are_not(backend: EmuBackend) -> None:
     """Rows of zeros have the score 0: where lse is far below, a weight that overflows."""
     q, k, v, dout, _ = _operands("float16", Sizes((), 2, 1, 45, 40, 24, 24))
@@ -174,6 +184,7 @@ MMA_BACKWARD: dict[str, Probe] = {
     "mma backward of lengths": gradients(
         sizes=_LENGTHS, ways=(False, True), q_lengths=np.array([45, 1, 32]), kv_lengths=np.array([77, 32, 40])
     ),
+    "mma backward of queries that there are not": queries_that_there_are_not,
     "mma backward of odd columns": gradients(sizes=_ODD),
     "mma backward of odd rows": gradients(layout=LAYOUTS["odd rows"]),
     "mma backward of bfloat16": gradients("bfloat16"),
