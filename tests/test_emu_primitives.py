@@ -267,7 +267,7 @@ SIGNATURE = re.compile(
 
 
 def _signatures(path):
-    text = re.sub(r"\s+", " ", path.read_text())
+    text = re.sub(r"\s+", " ", path.read_text()).replace("EMU_INLINE", "__forceinline__")
     text = text.replace(", emu::Site site = emu::here()", "").replace("emu::Site site = emu::here()", "")
     return {match.groups() for match in SIGNATURE.finditer(text)}
 

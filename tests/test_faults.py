@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from backends import EmuBackend
-from emu import build
 from emu.device import EmuError
 from emu.faults import FAULTS, Fault
 from emu.probes import PROBES, Probe, family
@@ -19,23 +17,6 @@ from emu.probes import PROBES, Probe, family
 from flashcupy.cuda import compile as compiling
 from flashcupy.cuda import config, serve, sources
 from flashcupy.cuda.launch import PlanCache
-
-_Compile = Callable[[str, str, Path], bytes]
-
-_compiled: dict[str, bytes] = {}  # by the preprocessed unit: a fault leaves most kernels as they were
-
-
-def _compile_once(original: _Compile) -> _Compile:
-    command = [build.COMPILER, "-E", "-P", "-x", "c++", "-std=c++17", "-include", "runtime/keywords.cuh"]
-
-    def compile_unit(source: str, entry: str, include: Path) -> bytes:
-        folders = [f"-I{build.FOLDER}", f"-I{include}", "-"]
-        done = subprocess.run([*command, *folders], input=source, capture_output=True, text=True, check=True)
-        if done.stdout not in _compiled:
-            _compiled[done.stdout] = original(source, entry, include)
-        return _compiled[done.stdout]
-
-    return compile_unit
 
 
 def _copy(folder: Path) -> Path:
@@ -47,12 +28,12 @@ def _kernels_of(folder: Path, cache: Path, probe: str) -> Iterator[EmuBackend]:
     """A device of its own for a probe, whose kernels come from `folder`."""
     backend = EmuBackend(family(probe))
     with backend.active(), config.use_tiles("small"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLASHCUPY_EMU_BUILD", "quick")
         patch.setenv("FLASHCUPY_CACHE_DIR", str(cache))
         for module in (sources, compiling):
             patch.setattr(module, "kernels_dir", lambda: folder)
         patch.setattr(compiling, "_slots", {})
         patch.setattr(serve, "_plans", PlanCache())
-        patch.setattr(build, "compile_kernel", _compile_once(build.compile_kernel))
         yield backend
 
 

@@ -69,7 +69,7 @@ def test_no_ptx_wrapper_is_forgotten():
             assert re.search(rf"\b{function}[<(]", WRAPPERS), f"{header.name}: {function}"
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_90a", pytest.param("sm_80", marks=pytest.mark.slow)])
 def test_sentinels_compile(arch):
     require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain", arch), 3), arch))
 

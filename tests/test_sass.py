@@ -172,7 +172,9 @@ def test_the_table_has_a_column_for_each_loop_that_computes():
     assert ["MUFU.EX2", "16"] in [line.split() for line in lines]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=() if arch == "sm_90a" else pytest.mark.slow) for arch in ARCHS]
+)
 @pytest.mark.parametrize("name", MULTIPLICATIONS)
 def test_each_wrapper_is_its_instruction(name, arch):
     listing = listing_of(TINY, "tiny", arch, f"-DMULTIPLY={name}")
@@ -192,10 +194,9 @@ def test_local_memory_is_seen():
 @pytest.mark.parametrize(
     ("kind", "head_dim", "v_dim", "arch"),
     [
-        ("bf16", 128, 128, "sm_90a"),
         ("f16", 64, 64, "sm_80"),
-        ("tf32", 64, 32, "sm_90a"),
-        ("split_tf32", 64, 64, "sm_80"),
+        pytest.param("tf32", 64, 32, "sm_90a", marks=pytest.mark.slow),
+        pytest.param("split_tf32", 64, 64, "sm_80", marks=pytest.mark.slow),
     ],
 )
 def test_a_kernel_makes_the_products_of_a_tile(kind, head_dim, v_dim, arch):

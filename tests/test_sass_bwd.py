@@ -28,7 +28,7 @@ def _products(tiles):
     return 2 * rows * depth * tiles.walk // 8, rows * (tiles.walk * tiles.item // 32) * tiles.head_chunk // 8
 
 
-@pytest.mark.parametrize(("kind", "arch"), [("bf16", "sm_90a"), ("f16", "sm_80")])
+@pytest.mark.parametrize(("kind", "arch"), [("bf16", "sm_90a"), pytest.param("f16", "sm_80", marks=pytest.mark.slow)])
 def test_five_products_and_the_additions_to_dq(kind, arch):
     tiles, counts, stems, opcodes = _counts("dkvq", kind, 64, arch)
     scores, result = _products(tiles)

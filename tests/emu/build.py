@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from flashcupy.cuda import cache
 from flashcupy.errors import KernelCompileError
 
 FOLDER = Path(__file__).parent
@@ -38,9 +40,12 @@ _KERNEL = (
     "-fno-plt",
     "-fno-asynchronous-unwind-tables",
 )
-# FLASHCUPY_EMU_BUILD: what a debugger wants, and what finds undefined behaviour.
+# FLASHCUPY_EMU_BUILD: for kernels that run once or twice; for reports that name callers, and for bank conflicts, which
+# are counted by instruction; what a debugger wants; and what finds undefined behaviour.
 _BUILDS = {
-    "": ("-O1", "-g1"),  # compiles in two thirds of the time of -O2, and runs 7 % slower
+    "": ("-O1", "-g1"),
+    "quick": ("-O0", "-g1"),
+    "inlined": ("-O1", "-g1", "-DEMU_INLINED"),
     "debug": ("-O0", "-g"),
     "strict": ("-O1", "-g1", "-fsanitize=undefined"),
 }
@@ -48,7 +53,6 @@ _LINK = ("-shared", "-Wl,-z,now", "-Wl,--no-undefined", "-Wl,--wrap=memcpy,--wra
 _ENDING = b"flashcupy emulator:"
 
 
-@functools.cache
 def build_flags() -> tuple[str, ...]:
     """Return the flags of kernels that depend on the environment and on this processor."""
     kind = os.environ.get("FLASHCUPY_EMU_BUILD", "")
@@ -74,6 +78,7 @@ def _gcc() -> str:
     return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
+@functools.cache
 def _digest(flags: tuple[object, ...], *folders: str) -> str:
     digest = hashlib.sha256(repr((_gcc(), flags)).encode())
     for path in sorted(path for folder in folders for path in (FOLDER / folder).iterdir()):
@@ -81,7 +86,6 @@ def _digest(flags: tuple[object, ...], *folders: str) -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache
 def compiler_version() -> str:
     """Return what keys a cache: g++'s version and a digest of the flags and the emulator's sources."""
     return f"{_gcc()}, emulator {_digest((_KERNEL, build_flags(), _LINK), 'ptx', 'runtime')}"
@@ -91,14 +95,7 @@ def compiler_version() -> str:
 def runtime_library() -> Path:
     """Return the runtime library, compiled if need be. Its name tells its version: kernels ask for it by name."""
     name = f"libflashcupy_emu_{_digest((_RUNTIME, _processor_flags()), 'runtime')}.so"
-    folder = FOLDER / "build"
-    try:
-        folder.mkdir(exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        folder = Path(_private_folder().name)
+    folder = _build_folder()
     library = folder / name
     if not library.exists():
         temporary = folder / f"{name}.{os.getpid()}"
@@ -112,26 +109,56 @@ def runtime_library() -> Path:
 
 
 @functools.cache
+def _build_folder() -> Path:
+    folder = FOLDER / "build"
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(_private_folder().name)
+
+
+@functools.cache
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="flashcupy-emu-")
 
 
 def compile_kernel(source: str, entry: str, include: Path) -> bytes:
-    """Return a shared object with the kernel `entry`, and a digest at its end that tells a truncated one."""
+    """Return a shared object with the kernel `entry`, and a digest at its end that tells a truncated one.
+
+    What reads the same after preprocessing is compiled once, for all processes and the next run too: many a test has a
+    cache of its own, and a fault in one file leaves most kernels as they were.
+    """
     bounds = re.search(r"__launch_bounds__\(\s*(\d+)", source)
     unit = f"{source}\nEMU_ENTRY({entry}, {bounds[1] if bounds else 1024})\n"
     with tempfile.TemporaryDirectory(prefix="flashcupy-emu-") as folder:
-        unit_path, object_path, library = (Path(folder, f"{entry[:100]}{end}") for end in (".cpp", ".o", ".so"))
-        unit_path.write_text(unit)
-        command = [
-            *(COMPILER, *_KERNEL, *build_flags(), f"-ffile-prefix-map={folder}/="),
-            *("-include", "runtime/keywords.cuh", f"-I{FOLDER}", f"-I{include}"),
-            *("-c", str(unit_path), "-o", str(object_path)),
-        ]
-        _run(command, entry)
-        runtime = runtime_library()
-        _run([COMPILER, *_LINK, str(object_path), str(runtime), "-lm", "-o", str(library)], entry)
-        content = library.read_bytes()
+        text = _preprocessed(unit, entry, Path(folder), include)
+        kept = _build_folder() / "objects" / hashlib.sha256(f"{compiler_version()}{text}".encode()).hexdigest()
+        with contextlib.suppress(OSError):
+            content = kept.read_bytes()
+            check_kernel(content)
+            return content
+        content = _compiled(text, entry, Path(folder))
+    cache.write(kept, content)
+    return content
+
+
+def _preprocessed(unit: str, entry: str, folder: Path, include: Path) -> str:
+    """Include what there is to include; lines are said to be of files as `include` has them, wherever it lies."""
+    path, result = (folder / f"{entry[:100]}{end}" for end in (".cpp", ".ii"))
+    path.write_text(unit)
+    options = "-include", "runtime/keywords.cuh", f"-I{FOLDER}", f"-I{include}"
+    _run([COMPILER, *_KERNEL, *build_flags(), *options, "-E", str(path), "-o", str(result)], entry)
+    return result.read_text().replace(f'"{include}/', '"').replace(f'"{folder}/', '"')
+
+
+def _compiled(text: str, entry: str, folder: Path) -> bytes:
+    unit, compiled, library = (folder / f"{entry[:100]}{end}" for end in (".ii", ".o", ".so"))
+    unit.write_text(text)
+    map_prefix = f"-ffile-prefix-map={folder}/="
+    _run([COMPILER, *_KERNEL, *build_flags(), map_prefix, "-c", str(unit), "-o", str(compiled)], entry)
+    _run([COMPILER, *_LINK, str(compiled), str(runtime_library()), "-lm", "-o", str(library)], entry)
+    content = library.read_bytes()
     return content + _ENDING + hashlib.sha256(content).digest()
 
 

@@ -3,7 +3,7 @@
 
 #include <types.cuh>
 
-__device__ __forceinline__ float from_f16(u16 bits) {
+__device__ EMU_INLINE float from_f16(u16 bits) {
     u32 sign = static_cast<u32>(bits & 0x8000u) << 16;
     u32 exponent = (bits >> 10) & 31u;
     u32 mantissa = bits & 0x3ffu;
@@ -15,7 +15,7 @@ __device__ __forceinline__ float from_f16(u16 bits) {
     return __builtin_bit_cast(float, __builtin_bit_cast(u32, magnitude) | sign);
 }
 
-__device__ __forceinline__ u16 to_f16(float value) {
+__device__ EMU_INLINE u16 to_f16(float value) {
     u32 bits = __builtin_bit_cast(u32, value);
     u32 sign = (bits >> 16) & 0x8000u;
     u32 magnitude = bits & 0x7fffffffu;
@@ -30,24 +30,24 @@ __device__ __forceinline__ u16 to_f16(float value) {
     return static_cast<u16>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
-__device__ __forceinline__ float from_bf16(u16 bits) {
+__device__ EMU_INLINE float from_bf16(u16 bits) {
     return __builtin_bit_cast(float, static_cast<u32>(bits) << 16);
 }
 
-__device__ __forceinline__ u16 to_bf16(float value) {
+__device__ EMU_INLINE u16 to_bf16(float value) {
     u32 bits = __builtin_bit_cast(u32, value);
     if (value != value) return 0x7fff;
     return static_cast<u16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-__device__ __forceinline__ float float_of_bits(u32 bits) { return __builtin_bit_cast(float, bits); }
+__device__ EMU_INLINE float float_of_bits(u32 bits) { return __builtin_bit_cast(float, bits); }
 
-__device__ __forceinline__ u32 bits_of_float(float value) { return __builtin_bit_cast(u32, value); }
+__device__ EMU_INLINE u32 bits_of_float(float value) { return __builtin_bit_cast(u32, value); }
 
-__device__ __forceinline__ u32 pack_f16(float low, float high) {
+__device__ EMU_INLINE u32 pack_f16(float low, float high) {
     return to_f16(low) | static_cast<u32>(to_f16(high)) << 16;
 }
 
-__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+__device__ EMU_INLINE u32 pack_bf16(float low, float high) {
     return to_bf16(low) | static_cast<u32>(to_bf16(high)) << 16;
 }

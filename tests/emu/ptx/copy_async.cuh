@@ -4,14 +4,14 @@
 
 #include <types.cuh>
 
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, u32 bytes) {
+__device__ EMU_INLINE void copy_async_16(void* shared, const void* global, u32 bytes) {
     emu_copy_async(shared, global, bytes);
 }
 
-__device__ __forceinline__ void copy_async_commit() { emu_copy_async_commit(); }
+__device__ EMU_INLINE void copy_async_commit() { emu_copy_async_commit(); }
 
 template <int kPending>
-__device__ __forceinline__ void copy_async_wait() {
+__device__ EMU_INLINE void copy_async_wait() {
     static_assert(kPending >= 0, "a number of groups");
     emu_copy_async_wait(kPending);
 }

@@ -5,7 +5,7 @@
 
 constexpr int kQuads = 128;
 
-__device__ __forceinline__ void add_quads(float* quads, u32 lane, const float (&own)[4]) {
+__device__ EMU_INLINE void add_quads(float* quads, u32 lane, const float (&own)[4]) {
     for (int n = 0; n < 4; ++n) {
         u32 bits;
         __builtin_memcpy(&bits, &own[n], 4);
@@ -13,6 +13,6 @@ __device__ __forceinline__ void add_quads(float* quads, u32 lane, const float (&
     }
 }
 
-__device__ __forceinline__ void load_quads(float (&own)[4], const float* quads, u32 lane) {
+__device__ EMU_INLINE void load_quads(float (&own)[4], const float* quads, u32 lane) {
     for (int n = 0; n < 4; ++n) own[n] = quads[32 * n + lane];
 }

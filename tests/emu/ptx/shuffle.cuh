@@ -4,6 +4,6 @@
 #include <types.cuh>
 
 template <class T>
-__device__ __forceinline__ T shuffle_xor(T value, u32 lane_mask, emu::Site site = emu::here()) {
+__device__ EMU_INLINE T shuffle_xor(T value, u32 lane_mask, emu::Site site = emu::here()) {
     return emu::from_bits<T>(emu_shuffle_xor(emu::bits_of(value), lane_mask, site));
 }

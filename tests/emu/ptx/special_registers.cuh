@@ -3,10 +3,10 @@
 
 #include <types.cuh>
 
-__device__ __forceinline__ u32 thread_index() { return emu_thread_index(); }
+__device__ EMU_INLINE u32 thread_index() { return emu_thread_index(); }
 
-__device__ __forceinline__ u32 thread_index_anew() { return emu_thread_index(); }
+__device__ EMU_INLINE u32 thread_index_anew() { return emu_thread_index(); }
 
-__device__ __forceinline__ u32 block_index() { return emu_block_index(); }
+__device__ EMU_INLINE u32 block_index() { return emu_block_index(); }
 
-__device__ __forceinline__ u32 block_count() { return emu_block_count(); }
+__device__ EMU_INLINE u32 block_count() { return emu_block_count(); }

@@ -1,6 +1,6 @@
 // Emulated: the last lane to come counts. Orders no memory.
 #pragma once
 
-__device__ __forceinline__ bool warp_any(bool condition, emu::Site site = emu::here()) {
+__device__ EMU_INLINE bool warp_any(bool condition, emu::Site site = emu::here()) {
     return emu_warp_any(condition, site);
 }

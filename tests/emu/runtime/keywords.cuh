@@ -7,7 +7,13 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
+#define EMU_INLINE inline __attribute__((always_inline))
+// Calls compile in half the time of what is in place, and run a fifth slower; reports then name no callers.
+#ifdef EMU_INLINED
+#define __forceinline__ EMU_INLINE
+#else
+#define __forceinline__ inline
+#endif
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
@@ -35,33 +41,33 @@ float ldexpf(float, int);
 
 // CUDA has these for both types, in the global namespace.
 #define EMU_OVERLOAD_1(name) \
-    __forceinline__ float name(float x) { return name##f(x); }
+    EMU_INLINE float name(float x) { return name##f(x); }
 #define EMU_OVERLOAD_2(name) \
-    __forceinline__ float name(float x, float y) { return name##f(x, y); }
+    EMU_INLINE float name(float x, float y) { return name##f(x, y); }
 EMU_OVERLOAD_1(exp) EMU_OVERLOAD_1(exp2) EMU_OVERLOAD_1(log) EMU_OVERLOAD_1(log2) EMU_OVERLOAD_1(log1p)
 EMU_OVERLOAD_1(expm1) EMU_OVERLOAD_1(tanh) EMU_OVERLOAD_1(sqrt) EMU_OVERLOAD_1(fabs) EMU_OVERLOAD_1(floor)
 EMU_OVERLOAD_1(ceil) EMU_OVERLOAD_1(rint)
 EMU_OVERLOAD_2(fmax) EMU_OVERLOAD_2(fmin) EMU_OVERLOAD_2(copysign) EMU_OVERLOAD_2(fmod) EMU_OVERLOAD_2(pow)
-__forceinline__ float fma(float x, float y, float z) { return fmaf(x, y, z); }
-__forceinline__ float ldexp(float x, int exponent) { return ldexpf(x, exponent); }
-__forceinline__ float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-__forceinline__ double rsqrt(double x) { return 1.0 / sqrt(x); }
-__forceinline__ bool isnan(float x) { return __builtin_isnan(x); }
-__forceinline__ bool isnan(double x) { return __builtin_isnan(x); }
-__forceinline__ bool isinf(float x) { return __builtin_isinf(x); }
-__forceinline__ bool isinf(double x) { return __builtin_isinf(x); }
+EMU_INLINE float fma(float x, float y, float z) { return fmaf(x, y, z); }
+EMU_INLINE float ldexp(float x, int exponent) { return ldexpf(x, exponent); }
+EMU_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+EMU_INLINE double rsqrt(double x) { return 1.0 / sqrt(x); }
+EMU_INLINE bool isnan(float x) { return __builtin_isnan(x); }
+EMU_INLINE bool isnan(double x) { return __builtin_isnan(x); }
+EMU_INLINE bool isinf(float x) { return __builtin_isinf(x); }
+EMU_INLINE bool isinf(double x) { return __builtin_isinf(x); }
 #undef EMU_OVERLOAD_1
 #undef EMU_OVERLOAD_2
 
 #define EMU_MIN_MAX(type)                                                       \
-    __forceinline__ type min(type a, type b) { return b < a ? b : a; } \
-    __forceinline__ type max(type a, type b) { return a < b ? b : a; }
+    EMU_INLINE type min(type a, type b) { return b < a ? b : a; } \
+    EMU_INLINE type max(type a, type b) { return a < b ? b : a; }
 EMU_MIN_MAX(int) EMU_MIN_MAX(unsigned) EMU_MIN_MAX(long long) EMU_MIN_MAX(unsigned long long)
 #undef EMU_MIN_MAX
-__forceinline__ float min(float a, float b) { return fminf(a, b); }
-__forceinline__ float max(float a, float b) { return fmaxf(a, b); }
-__forceinline__ double min(double a, double b) { return fmin(a, b); }
-__forceinline__ double max(double a, double b) { return fmax(a, b); }
+EMU_INLINE float min(float a, float b) { return fminf(a, b); }
+EMU_INLINE float max(float a, float b) { return fmaxf(a, b); }
+EMU_INLINE double min(double a, double b) { return fmin(a, b); }
+EMU_INLINE double max(double a, double b) { return fmax(a, b); }
 
 // The last line of a translation unit: how the runtime calls its kernel, and what the host must agree with.
 namespace emu {
