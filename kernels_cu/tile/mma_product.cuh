@@ -132,7 +132,7 @@ __device__ __forceinline__ void accumulate_halves(
 template <int kPitch>
 struct ValueWords {
     const u8 *even, *odd;  // the lane's rows, and by how they swizzle
-    u32 even_swizzle, odd_swizzle, first;
+    int even_swizzle, odd_swizzle, first;  // signed: with unsigned ones ptxas spills in the forward
 
     __device__ __forceinline__ ValueWords(const u8* v, int lane, u32 first_byte)
         : even(v + lane % 4 * 2 * kPitch + lane / 4 * 4 % 16), odd(even + kPitch),
@@ -141,9 +141,9 @@ struct ValueWords {
 
     // Columns [8 n, 8 n + 8) from the first on.
     __device__ __forceinline__ void load(u32 (&b)[2], int j, int n) const {
-        const u32 byte = first + 32 * n, rest = 8 * j * kPitch + byte / 128 * 128;
-        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ byte % 128));
-        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ byte % 128));
+        const int byte = first + 32 * n, rest = 8 * j * kPitch + (byte & ~127);
+        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ (byte & 127)));
+        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ (byte & 127)));
     }
 };
 

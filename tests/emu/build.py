@@ -40,12 +40,11 @@ _KERNEL = (
     "-fno-plt",
     "-fno-asynchronous-unwind-tables",
 )
-# FLASHCUPY_EMU_BUILD: for kernels that run once or twice; for reports that name callers, and for bank conflicts, which
-# are counted by instruction; what a debugger wants; and what finds undefined behaviour.
+# By FLASHCUPY_EMU_BUILD.
 _BUILDS = {
     "": ("-O1", "-g1"),
-    "quick": ("-O0", "-g1"),
-    "inlined": ("-O1", "-g1", "-DEMU_INLINED"),
+    "quick": ("-O0", "-g1"),  # for kernels that run once
+    "inlined": ("-O1", "-g1", "-DEMU_INLINED"),  # reports name callers; bank conflicts are counted by instruction
     "debug": ("-O0", "-g"),
     "strict": ("-O1", "-g1", "-fsanitize=undefined"),
 }
