@@ -223,7 +223,7 @@ def test_a_tile_is_copied_and_weighed_as_the_budget_says():
     [
         (kind, arch)
         for kind in HMMA
-        for arch in ("sm_80", "sm_89", "sm_90a", "sm_120")
+        for arch in ("sm_80", "sm_90a", "sm_120")
         if kind != "split_tf32" or arch in ("sm_80", "sm_90a")
     ],
 )
