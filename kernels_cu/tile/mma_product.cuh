@@ -129,10 +129,22 @@ __device__ __forceinline__ void accumulate_halves(
 
 // Of the 8 keys from 8 j on, an operand takes those in the order in which the lane holds their weights: inner index t is
 // key 2 t, and t + 4 is key 2 t + 1.
-template <int kPitch>
+template <bool kUnsigned>
+struct OffsetOf {
+    using Type = int;
+};
+template <>
+struct OffsetOf<true> {
+    using Type = u32;
+};
+template <class Tiles>
+using OffsetFor = typename OffsetOf<(Tiles::kHeadBytes >= 512)>::Type;
+
+// Offset is signed or not as ptxas finds registers for: heads of 128 columns and more want it unsigned.
+template <int kPitch, class Offset>
 struct ValueWords {
     const u8 *even, *odd;  // the lane's rows, and by how they swizzle
-    int even_swizzle, odd_swizzle, first;  // signed: with unsigned ones ptxas spills in the forward
+    Offset even_swizzle, odd_swizzle, first;
 
     __device__ __forceinline__ ValueWords(const u8* v, int lane, u32 first_byte)
         : even(v + lane % 4 * 2 * kPitch + lane / 4 * 4 % 16), odd(even + kPitch),
@@ -141,9 +153,9 @@ struct ValueWords {
 
     // Columns [8 n, 8 n + 8) from the first on.
     __device__ __forceinline__ void load(u32 (&b)[2], int j, int n) const {
-        const int byte = first + 32 * n, rest = 8 * j * kPitch + (byte & ~127);
-        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ (byte & 127)));
-        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ (byte & 127)));
+        const Offset byte = first + 32 * n, rest = 8 * j * kPitch + byte / 128 * 128;
+        b[0] = *reinterpret_cast<const u32*>(even + rest + (even_swizzle ^ byte % 128));
+        b[1] = *reinterpret_cast<const u32*>(odd + rest + (odd_swizzle ^ byte % 128));
     }
 };
 
@@ -152,7 +164,7 @@ template <bool kMayHideKeys, int kPitch, class Tiles, int kWidth>
 __device__ __forceinline__ void accumulate_words(
     MmaResult<Tiles, kWidth>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen, u32 first = 0) {
     const auto& w = weights.at;
-    const ValueWords<kPitch> right(v, thread_index_anew() % 32, first);
+    const ValueWords<kPitch, OffsetFor<Tiles>> right(v, thread_index_anew() % 32, first);
 #pragma unroll
     for (int j = 0; j < Tiles::kWalk / 8; ++j) {
         u32 a[Tiles::kMTiles][4];

@@ -80,7 +80,7 @@ template <bool kMayHideKeys, int kPitch, class Tiles, int kWidth>
 __device__ __forceinline__ void accumulate_split(
     MmaResult<Tiles, kWidth>& result, const Fragment<Tiles>& weights, const u8* v, const Seen& seen, u32 first = 0) {
     constexpr int kSteps = Tiles::kWalk / 8;
-    const ValueWords<kPitch> right(v, thread_index_anew() % 32, first);
+    const ValueWords<kPitch, OffsetFor<Tiles>> right(v, thread_index_anew() % 32, first);
 #pragma unroll
     for (int m = 0; m < Tiles::kMTiles; ++m) {
         Split<4> a[kSteps];
