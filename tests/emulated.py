@@ -88,19 +88,19 @@ test_attention.py::test_long_rows[(?!float32).*]
 
 def left_to_others(items: list[pytest.Item]) -> list[pytest.Item]:
     """Tests of a backend that another one runs in the same way, or that it has no time for."""
-    return [item for item in items if _matches(_LEFT, item, unless=False)]
+    return [item for item in items if _named(_LEFT, item)]
 
 
 def mark_slow(items: list[pytest.Item]) -> None:
     for item in items:
-        if not _matches(_QUICK, item, unless=True):
+        if _named(_QUICK, item) is False:
             item.add_marker(pytest.mark.slow)
 
 
-def _matches(patterns: dict[str, re.Pattern[str]], item: pytest.Item, *, unless: bool) -> bool:
-    """Whether a pattern of its backend names the test; `unless` it has a backend without any."""
+def _named(patterns: dict[str, re.Pattern[str]], item: pytest.Item) -> bool | None:
+    """Whether the pattern of its backend names the test; None where there is none."""
     pattern = patterns.get(_backend_of(item) or "")
-    return unless if pattern is None else pattern.fullmatch(_without_backend(item.nodeid)) is not None
+    return None if pattern is None else pattern.fullmatch(_without_backend(item.nodeid)) is not None
 
 
 def _backend_of(item: pytest.Item) -> str | None:

@@ -21,12 +21,6 @@ MOST_SPILLED = 512  # bytes a thread stores and loads
 ARGUED_SPILLS = {
     # One word once a tile, where a GeForce leaves 16 queries a tile: ptxas keeps that many loads in flight.
     ("dkv_sm80_tf32_o32k16_d256c128v256c128_w2s1b1_band", "sm_120"): 8,
-    # At 72 registers: log2 and exp2 of a double are subroutines, which one lane of 32 enters once a row.
-    **{
-        (f"bwd_rows_sm80_{precise}_32_t128", arch): 48
-        for precise in ("false", "true")
-        for arch in ("sm_80", "sm_90a", "sm_120")
-    },
 }
 MATRIX_ARCHS = ("sm_80", "sm_90a", "sm_120")
 SENTINEL_ARCHS = ("sm_70", "sm_75", "sm_86", "sm_89", "sm_100")

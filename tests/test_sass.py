@@ -208,6 +208,7 @@ def test_a_kernel_makes_the_products_of_a_tile(kind, head_dim, v_dim, arch):
 def test_a_tile_is_copied_and_weighed_as_the_budget_says():
     config = sm80("bf16", 128, 128, "sm_90a")
     listing, expected = require_products(config, "sm_90a"), budget.instructions(config.tiles)
+    assert not listing.local_memory
     loop = max(listing.loops, key=lambda loop: listing.counts(loop.inside)["LDGSTS"])
     counts = listing.counts(loop.inside)
     rows = config.tiles.owner // (8 * config.tiles.warps)

@@ -127,8 +127,8 @@ __device__ __forceinline__ void accumulate_halves(
     }
 }
 
-// Of the 8 keys from 8 j on, an operand takes those in the order in which the lane holds their weights: inner index t is
-// key 2 t, and t + 4 is key 2 t + 1.
+// What offsets into rows of v are: ptxas finds registers enough for them unsigned in heads of 128 columns and more, signed
+// in others, and spills the other way round (tests/test_nvrtc.py).
 template <bool kUnsigned>
 struct OffsetOf {
     using Type = int;
@@ -140,7 +140,8 @@ struct OffsetOf<true> {
 template <class Tiles>
 using OffsetFor = typename OffsetOf<(Tiles::kHeadBytes >= 512)>::Type;
 
-// Offset is signed or not as ptxas finds registers for: heads of 128 columns and more want it unsigned.
+// Of the 8 keys from 8 j on, an operand takes those in the order in which the lane holds their weights: inner index t is
+// key 2 t, and t + 4 is key 2 t + 1.
 template <int kPitch, class Offset>
 struct ValueWords {
     const u8 *even, *odd;  // the lane's rows, and by how they swizzle

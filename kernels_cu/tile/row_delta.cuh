@@ -22,8 +22,10 @@ __device__ inline double dot_share(const AttentionParams& params, const u8* out,
 __device__ inline Piece load_halves(const Operand& operand, const u8* row, i32 column, i32 columns, bool pieces) {
     if (pieces) return *reinterpret_cast<const Piece*>(row + column * 2);
     Piece result = {};
-    for (int n = 0; n < kPiece / 2 && column + n < columns; ++n)
-        result.words[n / 2] |= static_cast<u32>(read<u16>(row + (column + n) * operand.column, operand.unaligned)) << (16 * (n % 2));
+#pragma unroll  // as a loop with an end of its own it spilled
+    for (int n = 0; n < kPiece / 2; ++n)
+        if (column + n < columns)
+            result.words[n / 2] |= static_cast<u32>(read<u16>(row + (column + n) * operand.column, operand.unaligned)) << (16 * (n % 2));
     return result;
 }
 
