@@ -39,6 +39,10 @@ class Backend(Protocol):
         """Combine outputs and lse of disjoint sets of keys."""
         ...
 
+    def pooled_scores(self, problem: AttentionProblem, block_size: tuple[int, int], target: Array) -> None:
+        """Compute scores of mean rows by mean rows into `target` (..., H, nq, nk)."""
+        ...
+
     def explain(self, problem: AttentionProblem) -> Explanation: ...
 
     def warmup(self, problem: AttentionProblem, backward: bool) -> None:

@@ -19,15 +19,18 @@ from flashcupy.spec import AttentionProblem, AttentionSpec
 def dense_problem(q: Any, k: Any, v: Any, opts: Options) -> AttentionProblem:
     """Validate a call on (..., H, S, D) arrays."""
     operands, library, device = _read(q, k, v, opts)
+    return _dense(_spec(operands, device, None, opts), library, operands, opts)
+
+
+def scores_problem(q: Any, k: Any, opts: Options) -> AttentionProblem:
+    """Validate a call on (..., H, S, D) arrays that needs no values: v is one without columns."""
+    query, library = arrays.read(q, "q")
+    device = arrays.device_name(query)
+    key = companion(k, "k", library, device)
+    operands = {"q": query, "k": key, "v": None, **_beside(opts, library, device)}
     spec = _spec(operands, device, None, opts)
-    return _problem(
-        spec,
-        library,
-        operands,
-        opts,
-        q_lengths=used_rows(opts.q_lengths, "q_lengths", spec.batch, spec.q_len, device),
-        kv_lengths=used_rows(opts.kv_lengths, "kv_lengths", spec.batch, spec.kv_len, device),
-    )
+    operands["v"] = arrays.empty(key, (*key.shape[:-1], 0), arrays.native(key), library)
+    return _dense(spec, library, operands, opts)
 
 
 def varlen_problem(
@@ -61,20 +64,19 @@ def _read(q: Any, k: Any, v: Any, opts: Options) -> tuple[dict[str, Any], str, s
     """Operands that have metadata in the spec, where results go back to, and the device."""
     query, library = arrays.read(q, "q")
     device = arrays.device_name(query)
+    matrices = {"q": query, "k": companion(k, "k", library, device), "v": companion(v, "v", library, device)}
+    return {**matrices, **_beside(opts, library, device)}, library, device
+
+
+def _beside(opts: Options, library: str, device: str) -> dict[str, Any]:
+    """The arrays among the options that have metadata in the spec."""
     mask, bias, slopes, sinks = opts.mask, opts.bias, opts.alibi_slopes, opts.sinks
-    return (
-        {
-            "q": query,
-            "k": companion(k, "k", library, device),
-            "v": companion(v, "v", library, device),
-            "mask": None if mask is None else companion(mask, "mask", library, device),
-            "bias": None if bias is None else companion(bias, "bias", library, device),
-            "alibi_slopes": None if slopes is None else small(slopes, "alibi_slopes", device),
-            "sinks": None if sinks is None else small(sinks, "sinks", device),
-        },
-        library,
-        device,
-    )
+    return {
+        "mask": None if mask is None else companion(mask, "mask", library, device),
+        "bias": None if bias is None else companion(bias, "bias", library, device),
+        "alibi_slopes": None if slopes is None else small(slopes, "alibi_slopes", device),
+        "sinks": None if sinks is None else small(sinks, "sinks", device),
+    }
 
 
 def _spec(operands: dict[str, Any], device: str, packing: Packing | None, opts: Options) -> AttentionSpec:
@@ -99,6 +101,17 @@ def _lists(block_mask: Any) -> Lists:
         got = type(block_mask).__name__
         raise TypeError(f"block_mask is a {got}, expected a flashcupy.BlockMask; a bool array goes to mask=")
     return Lists(block_mask.shape, block_mask.block_size)
+
+
+def _dense(spec: AttentionSpec, library: str, operands: dict[str, Any], opts: Options) -> AttentionProblem:
+    return _problem(
+        spec,
+        library,
+        operands,
+        opts,
+        q_lengths=used_rows(opts.q_lengths, "q_lengths", spec.batch, spec.q_len, spec.device),
+        kv_lengths=used_rows(opts.kv_lengths, "kv_lengths", spec.batch, spec.kv_len, spec.device),
+    )
 
 
 def _problem(

@@ -56,6 +56,12 @@ def run_backward(
     return outputs.grads_out(problem, grads, out)
 
 
+def pooled_scores(problem: AttentionProblem, block_size: tuple[int, int], out: Any) -> Any:
+    target = outputs.block_scores_array(problem, block_size, out)
+    backend.serving(problem.spec.device).pooled_scores(problem, block_size, target)
+    return _handed(target, problem, out)
+
+
 def explain(problem: AttentionProblem) -> Explanation:
     return backend.serving(problem.spec.device).explain(problem)
 

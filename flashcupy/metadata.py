@@ -67,7 +67,7 @@ def _spec(
     packing: Packing | None,
     q: tuple[Any, ...],
     k: tuple[Any, ...],
-    v: tuple[Any, ...],
+    v: tuple[Any, ...] | None,
     mask: tuple[Any, ...] | None,
     bias: tuple[Any, ...] | None,
     alibi_slopes: tuple[Any, ...] | None,
@@ -80,14 +80,17 @@ def _spec(
     dropout: Any,
     precision: Any,
 ) -> AttentionSpec:
-    """Make a spec; operands are as `meta` gives them, the window is checked, other options are as the caller wrote."""
+    """Make a spec; operands are as `meta` gives them, the window is checked, other options are as the caller wrote.
+
+    Calls that need no values have no v.
+    """
     given = {"q": q, "k": k, "v": v, "mask": mask, "bias": bias, "alibi_slopes": alibi_slopes, "sinks": sinks}
     operands = {name: Meta(*fields) for name, fields in given.items() if fields is not None}
     _check_dtypes(operands)
-    shapes = [with_head(operands[name].shape, name) for name in "qkv"]
+    shapes = {name: with_head(operands[name].shape, name) for name in "qkv" if name in operands}
     batch = _broadcast_batch(shapes) if packing is None else (packing.sequences,)
     q_heads, kv_heads = _check_matrices(shapes)
-    q_len, kv_len = (shapes[0][-2], shapes[1][-2]) if packing is None else packing[1:]
+    q_len, kv_len = (shapes["q"][-2], shapes["k"][-2]) if packing is None else packing[1:]
     for name in ("mask", "bias"):
         _require_broadcast(operands, name, (*batch, q_heads, q_len, kv_len))
     _require_broadcast(operands, "alibi_slopes", (*batch, q_heads))
@@ -100,13 +103,13 @@ def _spec(
         kv_heads=kv_heads,
         q_len=q_len,
         kv_len=kv_len,
-        head_dim=shapes[0][-1],
-        v_dim=shapes[2][-1],
+        head_dim=shapes["q"][-1],
+        v_dim=shapes["v"][-1] if "v" in shapes else 0,
         dtype=operands["q"].dtype.name,
         device=device,
         varlen=packing is not None,
-        headless=all(len(operands[name].shape) == 2 for name in "qkv"),
-        scale=options.check_scale(scale, shapes[0][-1]),
+        headless=all(len(operands[name].shape) == 2 for name in shapes),
+        scale=options.check_scale(scale, shapes["q"][-1]),
         causal=options.check_causal(causal),
         window=window,
         softcap=options.check_softcap(softcap),
@@ -131,7 +134,7 @@ def _check_dtypes(operands: dict[str, Meta]) -> None:
     query = operands["q"]
     arrays.require_float(query, "q")
     for name in ("k", "v"):
-        if operands[name].dtype.name != query.dtype.name:
+        if name in operands and operands[name].dtype.name != query.dtype.name:
             raise TypeError(f"{name} has dtype {operands[name].dtype}, expected {query.dtype} as q has")
     if "mask" in operands and operands["mask"].dtype != np.bool_:
         raise TypeError(
@@ -144,18 +147,19 @@ def _check_dtypes(operands: dict[str, Meta]) -> None:
             arrays.require_float(operands[name], name)
 
 
-def _broadcast_batch(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    batches = [shape[:-3] for shape in shapes]
+def _broadcast_batch(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    batches = {name: shape[:-3] for name, shape in shapes.items()}
     try:
-        return np.broadcast_shapes(*batches)
+        return np.broadcast_shapes(*batches.values())
     except ValueError:
-        got = ", ".join(f"{name} {batch}" for name, batch in zip("qkv", batches, strict=True))
-        raise ValueError(f"q, k, v have batch dims {got}, expected dims that broadcast together") from None
+        got = ", ".join(f"{name} {batch}" for name, batch in batches.items())
+        raise ValueError(f"{', '.join(batches)} have batch dims {got}, expected dims that broadcast together") from None
 
 
-def _check_matrices(shapes: list[tuple[int, ...]]) -> tuple[int, int]:
+def _check_matrices(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
     """Check head counts, lengths and dims that must agree; return (Hq, Hkv)."""
-    (q_heads, _, head_dim), (kv_heads, kv_len, k_dim), (v_heads, v_len, _) = (shape[-3:] for shape in shapes)
+    (q_heads, _, head_dim), (kv_heads, kv_len, k_dim) = shapes["q"][-3:], shapes["k"][-3:]
+    v_heads, v_len, _ = shapes.get("v", shapes["k"])[-3:]
     if head_dim < 1:
         raise ValueError("q has head_dim 0, expected at least 1")
     if k_dim != head_dim:

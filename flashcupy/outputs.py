@@ -32,6 +32,16 @@ def lse_array(problem: AttentionProblem, given: Any) -> Array:
     return _writable(problem, given, "lse_out", shape, (dtype.name,))
 
 
+def block_scores_array(problem: AttentionProblem, block_size: tuple[int, int], given: Any) -> Array:
+    """Where a score for each block goes: shape (..., Hq, nq, nk), float32 (float64 for float64 inputs)."""
+    spec, (block_q, block_k) = problem.spec, block_size
+    shape = (*spec.lse_shape[:-1], -(-spec.q_len // block_q), -(-spec.kv_len // block_k))
+    dtype = arrays.accumulator(spec.dtype)
+    if given is None:
+        return arrays.empty(problem.q, shape, dtype, problem.library)
+    return _writable(problem, given, "out", shape, (dtype.name,))
+
+
 def results_given(problem: AttentionProblem, out: Any, lse: Any) -> tuple[Array, Array]:
     """Check results of an earlier forward."""
     spec = problem.spec
