@@ -296,7 +296,10 @@ class BlockMask(ListConstructors, PatternConstructors):
         -------
         dict
             ``blocks`` in all, of these ``full``, ``partial`` and ``empty``; ``density`` in blocks; ``element_density``;
-            ``patterns`` stored; ``bytes`` of the lists; ``row_imbalance``, the most blocks in a row over the mean.
+            ``visited``, the scores in visited blocks over the mask's own batch and heads: a forward with head_dim D
+            computes 4 * D * visited FLOPs; ``patterns`` stored; ``bytes`` of the lists; ``longest_row`` and
+            ``longest_column``, the most blocks in one, which bound how evenly the forward and the gradients of keys
+            can be spread over processors; ``row_imbalance`` and ``column_imbalance``, these over the mean.
 
         Examples
         --------
@@ -349,9 +352,9 @@ class BlockMask(ListConstructors, PatternConstructors):
         return convert.to_scipy(self._lists, format)
 
     def plot(self, ax: Any = None, *, batch: int = 0, head: int = 0) -> Any:
-        """Draw the blocks of one head: white where empty, dark where FULL.
+        """Draw the blocks of one head in element coordinates: empty ones white, PARTIAL ones half dark, FULL ones dark.
 
-        Large masks are drawn at a lower resolution; the score matrix is never built.
+        Large masks are drawn at a lower resolution, as dark as they are dense; the score matrix is never built.
 
         Parameters
         ----------
@@ -366,10 +369,8 @@ class BlockMask(ListConstructors, PatternConstructors):
 
         Raises
         ------
-        IndexError
-            If there is no such entry.
-        ImportError
-            If matplotlib is missing.
+        IndexError, ImportError
+            If there is no such entry; if matplotlib is missing.
         """
         return draw.plot(self[batch, head]._lists, ax)
 

@@ -141,15 +141,22 @@ def test_density_and_stats(mask):
     assert stats["element_density"] == dense.mean()
     assert stats["patterns"] == len(mask.bits)
     assert stats["bytes"] == sum(getattr(mask, name).nbytes for name in ARRAYS)
-    per_row = listed.sum(axis=-1)
-    assert stats["row_imbalance"] == pytest.approx(per_row.max() / per_row.mean())
+    for name, axis in (("row", -1), ("column", -2)):
+        blocks = listed.sum(axis=axis)
+        assert stats[f"longest_{name}"] == blocks.max()
+        assert stats[f"{name}_imbalance"] == pytest.approx(blocks.max() / blocks.mean())
+    elements = listed.repeat(32, axis=2).repeat(32, axis=3)[:, :, : dense.shape[2], : dense.shape[3]]
+    assert stats["visited"] == elements.sum() > dense.sum()
 
 
 def test_stats_of_nothing():
     mask = BlockMask.causal((0, 0))
     assert mask.density == 0.0
     assert mask.stats()["element_density"] == 0.0
-    assert mask.stats()["row_imbalance"] == 1.0
+    for nothing in (mask, BlockMask.from_blocks(np.zeros((2, 3), bool), (128, 192)), BlockMask.causal((64, 0))):
+        stats = nothing.stats()
+        assert stats["row_imbalance"] == stats["column_imbalance"] == 1.0
+        assert stats["visited"] == stats["longest_row"] == stats["longest_column"] == 0
 
 
 def test_equals():
@@ -310,6 +317,30 @@ def test_plot_draws_one_head(pyplot):
     with pytest.raises(IndexError):
         mask.plot(head=2)
     BlockMask.causal((0, 5)).plot(ax)
+
+
+def test_plot_says_how_dense_the_drawn_head_is(pyplot):
+    mask = BlockMask.from_blocks(np.array([[[True, False]], [[False, False]]]), (20, 64), block_size=32)
+    assert [mask.plot(head=head).get_title() for head in (0, 1)] == [
+        "blocks 32 x 32, density 0.5",
+        "blocks 32 x 32, density 0",
+    ]
+
+
+def test_plot_stretches_what_would_be_a_line(pyplot):
+    assert BlockMask.causal((64, 512)).plot().get_aspect() == 1.0
+    assert BlockMask.causal((64, 576)).plot().get_aspect() == "auto"
+
+
+def test_plot_draws_blocks_where_they_are(pyplot):
+    # 1500 blocks in cells of two: the last column of blocks must not be drawn beside its place.
+    mask = BlockMask.from_blocks(np.arange(1500)[None] == 1499, (16, 1500 * 16), block_size=16)
+    image = mask.plot().images[0]
+    (column,) = image.get_array()[0].nonzero()[0]
+    left, right, *_ = image.get_extent()
+    width = (right - left) / image.get_array().shape[1]
+    assert left + column * width <= 1499 * 16 < left + (column + 1) * width
+    assert image.get_array()[0, column] == 0.5  # one of its two blocks
 
 
 def test_plot_reduces_large_masks(pyplot):

@@ -83,19 +83,29 @@ def stats(lists: BlockLists) -> dict[str, int | float]:
     lists = lists.trimmed()
     grid = lists.grid
     keys, ids = entries(lists)
-    _, i, j = grid.split(keys[ids == FULL])
+    group, i, j = grid.split(keys)
+    scores = grid.heights()[i] * grid.widths()[j]
     in_pattern = np.bitwise_count(lists.bits).sum(axis=(1, 2), dtype=np.int64)
-    visible = int((grid.heights()[i] * grid.widths()[j]).sum() + in_pattern[lists.bits_id].sum())
+    visible = int(scores[ids == FULL].sum() + in_pattern[lists.bits_id].sum())
     per_row = np.diff(lists.full_indptr) + np.diff(lists.partial_indptr)
-    listed = len(keys)
+    per_column = np.bincount(group * grid.nk + j, minlength=grid.groups * grid.nk)
     return {
         "blocks": grid.cells,
         "full": lists.n_full,
         "partial": lists.n_partial,
-        "empty": grid.cells - listed,
+        "empty": grid.cells - len(keys),
         "density": density(lists),
         "element_density": visible / max(grid.groups * grid.seqlen_q * grid.seqlen_k, 1),
+        "visited": int(scores.sum()),
         "patterns": len(lists.bits),
         "bytes": sum(array.nbytes for array in lists.arrays().values()),
-        "row_imbalance": float(per_row.max() * len(per_row) / listed) if listed else 1.0,
+        "longest_row": int(per_row.max(initial=0)),
+        "longest_column": int(per_column.max(initial=0)),
+        "row_imbalance": _imbalance(per_row),
+        "column_imbalance": _imbalance(per_column),
     }
+
+
+def _imbalance(blocks: np.ndarray) -> float:
+    """Return the most blocks over the mean; 1.0 where there are none."""
+    return float(blocks.max() / blocks.mean()) if blocks.any() else 1.0
