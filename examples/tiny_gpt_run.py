@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from adamw import AdamW, clip, learning_rate
+from devices import to_host
 from tiny_gpt import Array, Config, TinyGPT
 
 VALIDATION_SHARE = 0.1
@@ -168,7 +169,7 @@ class Run:
     def save(self, file: Path) -> None:
         """Write a checkpoint; whoever interrupts that finds the one before."""
         temporary = file.with_suffix(".tmp")
-        vectors: dict[str, Any] = {name: _to_host(vector) for name, vector in self._vectors().items()}
+        vectors: dict[str, Any] = {name: to_host(vector) for name, vector in self._vectors().items()}
         with temporary.open("wb") as stream:
             np.savez(stream, state=np.array(json.dumps(self._state())), **vectors)
             stream.flush()
@@ -225,7 +226,3 @@ def _require_same(saved: Settings, wanted: Settings, file: Path) -> None:
         if value != getattr(wanted, name):
             got = "another text" if name == "text" else f"--{name.replace('_', '-')} {value}"
             raise SystemExit(f"{file} is a checkpoint of {got}: resume with the settings it was made with")
-
-
-def _to_host(array: Array) -> np.ndarray:
-    return array if isinstance(array, np.ndarray) else array.get()

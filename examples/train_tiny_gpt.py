@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 try:
     import matplotlib
     import numpy as np
+    from devices import array_module, wait
     from tiny_gpt import Stopwatch, sample
     from tiny_gpt_run import Run, Settings, Text, default_text, read_text
     from tqdm import tqdm
@@ -100,22 +101,6 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: Namespace) -> No
         parser.error(f"--output must name a folder, and {arguments.output} is a file")
 
 
-def array_module(device: str) -> ModuleType:
-    if device == "cpu":
-        return np
-    try:
-        import cupy
-    except ImportError as error:
-        raise SystemExit(
-            f"--device cuda needs CuPy: pip install 'flashcupy[cuda12]', or 'flashcupy[cuda13]' ({error})"
-        ) from None
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise SystemExit(f"--device cuda needs an NVIDIA GPU and its driver: {error}") from None
-    return cupy
-
-
 def settings_of(arguments: Namespace, text: Text) -> Settings:
     names = ("steps", "batch", "length", "layers", "d_model", "heads", "kv_heads", "learning_rate", "seed")
     return Settings(text=text.digest, **{name: getattr(arguments, name) for name in names})
@@ -133,8 +118,7 @@ def print_setup(run: Run, device: str) -> None:
 def attention_share(run: Run, passes: int = 3) -> float:
     """Return which part of forward and backward is attention's, from passes that wait for the device around each."""
     attention, whole = run.model.attention_time, Stopwatch()
-    if run.xp is not np:
-        attention.wait = whole.wait = run.xp.cuda.get_current_stream().synchronize
+    attention.wait = whole.wait = partial(wait, run.xp)
     ids, targets = run.windows(np.zeros(run.settings.batch, int))
     run.model.loss_and_gradients(ids, targets)
     attention.seconds = 0.0
