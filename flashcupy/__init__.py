@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flashcupy._version import __version__
 from flashcupy.api import attention, attention_bwd, attention_fwd, explain, warmup
-from flashcupy.block_scores import pooled_scores
+from flashcupy.block_scores import block_mass, pooled_scores
 from flashcupy.cpu import num_threads, set_num_threads
 from flashcupy.errors import FirstUseError, KernelCompileError, NotWarmedUpError, UnsupportedError
 from flashcupy.merge import merge_attention
@@ -37,6 +37,7 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_bwd",
     "attention_varlen_fwd",
+    "block_mass",
     "explain",
     "merge_attention",
     "num_threads",

@@ -43,6 +43,10 @@ class Backend(Protocol):
         """Compute scores of mean rows by mean rows into `target` (..., H, nq, nk)."""
         ...
 
+    def block_mass(self, problem: AttentionProblem, block_size: tuple[int, int], target: Array) -> None:
+        """Compute softmax weights, summed over a block's keys and averaged over its rows, into `target`, likewise."""
+        ...
+
     def explain(self, problem: AttentionProblem) -> Explanation: ...
 
     def warmup(self, problem: AttentionProblem, backward: bool) -> None:

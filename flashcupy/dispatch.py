@@ -62,6 +62,12 @@ def pooled_scores(problem: AttentionProblem, block_size: tuple[int, int], out: A
     return _handed(target, problem, out)
 
 
+def block_mass(problem: AttentionProblem, block_size: tuple[int, int], out: Any) -> Any:
+    target = outputs.block_scores_array(problem, block_size, out)
+    backend.serving(problem.spec.device).block_mass(problem, block_size, target)
+    return _handed(target, problem, out)
+
+
 def explain(problem: AttentionProblem) -> Explanation:
     return backend.serving(problem.spec.device).explain(problem)
 

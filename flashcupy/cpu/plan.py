@@ -47,10 +47,14 @@ class Task:
 
 
 class TaskPlan:
-    """Tasks of one call, and the schedules they read; a list schedule is made once however many heads share it."""
+    """Tasks of one call, and the schedules they read; a list schedule is made once however many heads share it.
 
-    def __init__(self, problem: AttentionProblem) -> None:
+    `rows` is the height of row blocks where no list sets it.
+    """
+
+    def __init__(self, problem: AttentionProblem, rows: int | None = None) -> None:
         self._problem = problem
+        self._rows = schedule.BLOCK_ROWS if rows is None else rows
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
     def schedule(self, sequence: Sequence, head: int) -> Schedule:
@@ -63,7 +67,9 @@ class TaskPlan:
         key = (batch, row, sequence.q_len)
         if key not in self._schedules:
             self._schedules[key] = (
-                BandSchedule(sequence.q_len) if mask is None else ListSchedule(mask, batch, row, sequence.q_len)
+                BandSchedule(sequence.q_len, self._rows)
+                if mask is None
+                else ListSchedule(mask, batch, row, sequence.q_len)
             )
         return self._schedules[key]
 

@@ -55,19 +55,19 @@ class Tile(NamedTuple):
 
 
 class BandSchedule:
-    """Tiles of a problem without lists."""
+    """Tiles of a problem without lists, in blocks of `rows`."""
 
-    def __init__(self, q_len: int) -> None:
-        self._q_len = q_len
+    def __init__(self, q_len: int, rows: int) -> None:
+        self._q_len, self._rows = q_len, rows
 
     @property
     def most_blocks(self) -> int:
         """Row blocks, counted without making them; here exact."""
-        return -(-self._q_len // BLOCK_ROWS)
+        return -(-self._q_len // self._rows)
 
     @cached_property
     def row_blocks(self) -> list[Block]:
-        return [(i, min(i + BLOCK_ROWS, self._q_len)) for i in range(0, self._q_len, BLOCK_ROWS)]
+        return cut_rows(0, self._q_len, self._rows)
 
     def stacks(self, heads: Heads, blocks: Iterable[Block]) -> Iterator[Cells]:
         """Blocks that are computed together: here each by itself."""
@@ -252,6 +252,10 @@ class ListSchedule:
 
 
 Schedule = BandSchedule | ListSchedule
+
+
+def cut_rows(first: int, end: int, rows: int) -> list[Block]:
+    return [(i, min(i + rows, end)) for i in range(first, end, rows)]
 
 
 def stack_limit(rows: int, columns: int) -> int:
