@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT := demo-output
 
-.PHONY: help demo train test test-all bench check clean
+.PHONY: help demo train sparse test test-all bench check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      semantic search with a real transformer, long sequences, a little training; QUICK=1 for less"
+	@echo "make demo      semantic search with a real transformer, long sequences, block-sparse patterns, a little training; QUICK=1 for less"
 	@echo "make train     a small GPT learns from a text and writes one; ARGS='--file YOUR.txt' goes to the program"
+	@echo "make sparse    training with blocks chosen by their scores against dense attention; ARGS='--top-k 2' goes to the program"
 	@echo "make test      the test suite without the slow tests; ARGS='-k name' goes to pytest"
 	@echo "make test-all  the whole test suite"
 	@echo "make check     ruff format, ruff check, mypy"
@@ -23,15 +24,21 @@ TRAIN = OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python examples/
 demo: $(VENV)/.installed-demo $(VENV)/.installed-model
 	$(BIN)/python examples/semantic_search.py
 	$(BIN)/python examples/long_context.py --output $(DEMO_OUTPUT) $(if $(QUICK),--quick)
+	$(BIN)/python examples/block_patterns.py --output $(DEMO_OUTPUT) $(if $(QUICK),--size 1024)
+	$(BIN)/python examples/block_topk.py --output $(DEMO_OUTPUT)/few-steps --quick
 	$(TRAIN) --output $(DEMO_OUTPUT)/few-steps --steps $(if $(QUICK),20,50) --characters 100
 	@echo
 	@echo "Done. Above: the search results and how far they are from naive attention, time and memory of long sequences,"
+	@echo "what block-sparse patterns save, blocks chosen by their scores against all of them ('make sparse' trains longer),"
 	@echo "the loss of a small GPT in its first steps ('make train' does them all)."
-	@echo "Written: $(DEMO_OUTPUT)/block_mask.png, a picture of the block-sparse mask, and what training names above."
+	@echo "Written: $(DEMO_OUTPUT)/block_mask.png and block_patterns.png, pictures of masks, and what training names above."
 	@echo "Yours to try: $(BIN)/python examples/semantic_search.py --file YOUR.txt --query 'your question'"
 
 train: $(VENV)/.installed-demo
 	$(TRAIN) --output $(DEMO_OUTPUT) $(ARGS)
+
+sparse: $(VENV)/.installed-demo
+	$(BIN)/python examples/block_topk.py --output $(DEMO_OUTPUT) $(ARGS)
 
 # Several processes share the cores: threads of BLAS that wait for one would spin, and take it from the others.
 PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
