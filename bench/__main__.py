@@ -9,7 +9,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from bench import bench_block_sparse, bench_bwd, bench_fwd, bench_host, bench_memory, report
+from bench import bench_block_sparse, bench_bwd, bench_fwd, bench_host, bench_memory, bench_sparse_memory, report
 from bench.environment import REPOSITORY, ForeignLoad, environment, machine_slug
 from bench.harness import measure
 from bench.peers import set_torch_threads
@@ -20,6 +20,7 @@ GROUPS = {
     "bwd": bench_bwd,
     "memory": bench_memory,
     "block_sparse": bench_block_sparse,
+    "sparse_memory": bench_sparse_memory,
     "host": bench_host,
 }
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import report
+from bench import bench_block_sparse, bench_sparse_memory, report
 from bench.harness import OURS, Case, Row, measure, peak_bytes
 from bench.peers import frugal_forward, frugal_forward_backward, naive_forward, naive_forward_backward, qkv
 from flashcupy import reference
@@ -59,3 +59,22 @@ def test_the_naive_peers_compute_attention(forward, both, causal):
     expected = reference.attention_bwd(v, q, k, v, causal=causal)
     for name, gradient in zip("qkv", both(q, k, v, v, causal), strict=True):
         np.testing.assert_allclose(gradient, getattr(expected, f"d{name}"), rtol=0, atol=1e-5)
+
+
+def test_block_sparse_rows_are_told_apart_and_their_calls_agree():
+    cases = list(bench_block_sparse.cases(quick=True))
+    assert len({(case.group, case.name) for case in cases}) == len(cases) == 2 * 4 * 6 + 2 + 7
+    full = next(case for case in cases if case.name == "S=1024 block 128 density 1")
+    ours, dense = (call() for call in full.candidates.values())
+    np.testing.assert_allclose(ours, dense, rtol=0, atol=1e-6)
+    (skewed,) = (case for case in cases if case.group == "block-sparse forward" and "in one row" in case.name)
+    ours, even = (call.keywords["block_mask"].stats() for call in skewed.candidates.values())
+    assert ours["longest_row"] == 32
+    assert ours["full"] == pytest.approx(even["full"], rel=0.1)
+    assert even["row_imbalance"] == 1.0
+
+
+def test_a_long_sparse_call_holds_no_score_a_byte():
+    for case in bench_sparse_memory.cases(quick=True):
+        row = measure(case, budget_seconds=0)
+        assert 0 < row.peak_bytes[OURS] < 8192**2 / 2, case.name

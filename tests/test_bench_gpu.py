@@ -57,7 +57,7 @@ def test_flops_of_what_is_visible():
 
 
 def test_a_pattern_has_the_blocks_of_its_mask():
-    for pattern in (Pattern("random", 0.4, 16), Pattern("window", 0.3, 16)):
+    for pattern in (Pattern("random", 0.4, 16), Pattern("window", 0.3, 16), Pattern("skewed", 0.2, 16)):
         full, partial = pattern.grids(96, 96)
         dense = pattern.block_mask(96, 96).to_dense().reshape(6, 16, 6, 16)
         np.testing.assert_array_equal(full, dense.all((1, 3)))

@@ -64,7 +64,7 @@ def test_jax_is_right(direction):
 
 def test_flex_gets_the_blocks_of_our_mask():
     oracle("torch")
-    for pattern in (Pattern("random", 0.4, 16), Pattern("window", 0.3, 16)):
+    for pattern in (Pattern("random", 0.4, 16), Pattern("window", 0.3, 16), Pattern("skewed", 0.2, 16)):
         problem = replace(TINY, q_length=96, kv_length=96, pattern=pattern)
         mask = torch_flex.block_mask(problem, "cpu")
         full, partial = pattern.grids(96, 96)

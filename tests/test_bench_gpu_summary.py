@@ -11,8 +11,10 @@ from bench import budget_bwd
 from bench.budget import GPUS, predict
 from bench.gpu import summary
 from bench.gpu.measure import GpuRow
+from bench.gpu.pattern import Pattern
 from bench.gpu.predicted import RanBackward, predicted_clocks, ran, ran_backward, visited
 from bench.gpu.problem import Problem, square
+from bench.gpu.sections import SECTIONS, SKEWED_AND_EVEN
 from bench.harness import OURS, OURS_DETERMINISTIC
 
 A100 = GPUS[0]
@@ -216,3 +218,33 @@ def test_deterministic_backwards_are_no_peers():
     row = GpuRow("g", "n", {name: [second] * 3 for name, second in seconds.items()})
     assert row.best_peer() == "a"
     assert row.ratio(OURS_DETERMINISTIC) == 0.5
+
+
+def test_sparse_calls_are_held_against_the_dense_one_and_the_peer():
+    base = square("forward", "bfloat16", 128, 1024)
+    patterns = (Pattern("random", 0.25, 64), Pattern("random", 0.25, 128), Pattern("window", 1 / 16, 64))
+    rows = [row("block-sparse forward", base, {OURS: 8.0, "torch flex": 16.0})]
+    rows += [row("block-sparse forward", replace(base, pattern=pattern), {OURS: 4.0}) for pattern in patterns]
+    rows[1].seconds["torch flex"] = [6.0] * 3
+    assert summary.sparse(rows, "Sparse").splitlines()[-4:] == [
+        "| pattern | block 64 | block 128 |",
+        "| --- | --- | --- |",
+        "| random 0.25 | 0.500 of 0.250 (1.50) | 0.500 of 0.250 |",
+        "| window 0.0625 | 0.500 of 0.121 |  |",
+    ]
+    assert summary.sparse(rows[1:], "Sparse") == summary.sparse(rows[:1], "Sparse") == ""
+
+
+def test_uneven_rows_are_measured_beside_as_many_blocks_in_even_ones():
+    skewed, even = (pattern.block_mask(16384, 16384).stats() for pattern in SKEWED_AND_EVEN)
+    assert skewed["row_imbalance"] > 50
+    assert even["row_imbalance"] == 1.0
+    assert skewed["full"] == pytest.approx(even["full"], rel=0.01)
+
+
+def test_sparse_rows_begin_with_one_of_each_sort():
+    patterns = [item.problem.pattern for item in SECTIONS["sparse"](False) if item.problem.direction == "forward"]
+    assert patterns[0] is None
+    assert [pattern.kind for pattern in patterns[1:5]] == ["random", "window", "skewed", "random"]
+    asked = {(pattern.size, pattern.block) for pattern in patterns[1:] if pattern.kind == "random"}
+    assert asked >= {(size, block) for size in (1, 0.5, 0.2, 0.1, 0.05, 0.02) for block in (16, 32, 64, 128)}

@@ -21,19 +21,25 @@ class Pattern:
     ----------
     kind
         "random": FULL blocks at random, equally many in each block row. "window": a causal sliding window, whose edges
-        are PARTIAL blocks.
+        are PARTIAL blocks. "skewed": FULL blocks on the diagonal, and leading block rows and columns that are whole.
     size
-        Share of the blocks of "random"; keys to the left of "window" as a share of the length.
+        Share of the blocks of "random"; keys to the left of "window" as a share of the length; whole block rows of
+        "skewed" as a share of all.
     """
 
-    kind: Literal["random", "window"]
+    kind: Literal["random", "window", "skewed"]
     size: float
     block: int
 
     @property
+    def label(self) -> str:
+        """Return kind and size."""
+        return f"{self.kind} {self.size:.3g}"
+
+    @property
     def name(self) -> str:
         """Return kind, size and block for a row's name."""
-        return f"{self.kind} {self.size:g} block {self.block}"
+        return f"{self.label} block {self.block}"
 
     def left(self, kv_length: int) -> int:
         """Return how many keys before its own a query of "window" sees."""
@@ -44,7 +50,7 @@ class Pattern:
         shape = (q_length, kv_length)
         if self.kind == "window":
             return BlockMask.sliding_window(shape, self.left(kv_length), 0, block_size=self.block)
-        return BlockMask.from_blocks(self._random_grid(*shape), shape, block_size=self.block)
+        return BlockMask.from_blocks(self._blocks(*shape), shape, block_size=self.block)
 
     def grids(self, q_length: int, kv_length: int) -> tuple[Grid, Grid]:
         """Return which blocks are FULL and which are PARTIAL."""
@@ -62,11 +68,14 @@ class Pattern:
         if self.kind == "window":
             distance = rows[:, None] - columns[None, :]
             return (distance >= 0) & (distance <= self.left(kv_length))
-        grid = xp.asarray(self._random_grid(kv_length, kv_length))
+        grid = xp.asarray(self._blocks(kv_length, kv_length))
         return grid[rows[:, None] // self.block, columns[None, :] // self.block]
 
-    def _random_grid(self, q_length: int, kv_length: int) -> Grid:
+    def _blocks(self, q_length: int, kv_length: int) -> Grid:
         nq, nk = -(-q_length // self.block), -(-kv_length // self.block)
+        if self.kind == "skewed":
+            whole, i, j = max(1, round(self.size * nq)), np.arange(nq)[:, None], np.arange(nk)
+            return (i == j) | (i < whole) | (j < whole)
         order = np.random.default_rng(0).permuted(np.broadcast_to(np.arange(nk), (nq, nk)), axis=1)
         return order < max(1, round(self.size * nk))
 

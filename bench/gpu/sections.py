@@ -21,6 +21,10 @@ KINDS = (("bfloat16", "highest"), ("float32", "highest"), ("float16", "highest")
 # A first look at everything comes before the last length of anything.
 LENGTHS = ((8192, 2048), (16384,), (512, 4096, 1024))
 QUERY_HEADS, KEY_HEADS = 32, (8, 1)
+SPARSE_DENSITIES = (0.1, 0.02, 0.5, 0.05, 0.2, 1.0)
+SPARSE_BLOCKS = (64, 128, 32, 16)
+# Of 256 block rows one is whole and the others have two blocks: 766 in all, and three in each of even rows.
+SKEWED_AND_EVEN = (Pattern("skewed", 1 / 256, 64), Pattern("random", 3 / 256, 64))
 FIRST = 2  # rows of the dense backward, before those of whole steps and of shared key heads
 
 
@@ -134,16 +138,21 @@ def peers(quick: bool) -> Iterator[Item]:
 
 
 def sparse(quick: bool) -> Iterator[Item]:
-    """Yield block-sparse calls, forward and backward, and their dense equals to compare with."""
+    """Yield block-sparse calls, forward and backward, and first of all their dense equal to compare with."""
     candidates = [*ours.candidates(), *torch_flex.candidates()]
-    base = square("forward", "bfloat16", 128, 16384)
-    patterns = [Pattern("random", density, block) for block in (64, 128) for density in (0.1, 0.25, 0.05, 0.5)]
-    patterns.insert(1, Pattern("window", 1 / 16, 64))
-    problems = [base, *(replace(base, pattern=pattern) for pattern in patterns)]
-    small = [replace(base, pattern=Pattern("random", 0.1, block)) for block in (16, 32)]
-    for problem in _quick(iter([*problems, *small]), quick):
+    for problem in _quick(sparse_problems(), quick):
         for direction in ("forward", "backward"):
-            yield Item(f"block-sparse {direction}", replace(problem, direction=direction), candidates)
+            yield Item(f"block-sparse {direction}", replace(problem, direction=direction), candidates, share=0.5)
+
+
+def sparse_problems() -> Iterator[Problem]:
+    """Yield the dense problem, one of each sort, uneven rows beside as many blocks in even ones, then all densities."""
+    base = square("forward", "bfloat16", 128, 16384)
+    random = (Pattern("random", density, block) for density in SPARSE_DENSITIES for block in SPARSE_BLOCKS)
+    first = (Pattern("random", 0.1, 64), Pattern("window", 1 / 16, 64), *SKEWED_AND_EVEN)
+    yield base
+    for pattern in dict.fromkeys((*first, *random)):
+        yield replace(base, pattern=pattern)
 
 
 def options(quick: bool) -> Iterator[Item]:

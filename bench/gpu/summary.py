@@ -7,6 +7,7 @@ from typing import Any
 
 from bench import budget
 from bench.gpu.measure import GpuRow
+from bench.gpu.pattern import Pattern
 from bench.gpu.predicted import predicted_clocks
 from bench.harness import OURS, OURS_DETERMINISTIC
 
@@ -26,6 +27,8 @@ def summaries(rows: Sequence[GpuRow], facts: dict[str, Any]) -> list[str]:
         matrix(of("backward"), "Backward"),
         gradients(of("backward"), "Backward", gpu),
         gradients(of("forward + backward"), "Forward and backward", gpu),
+        sparse(of("block-sparse forward"), "Block-sparse forward"),
+        sparse(of("block-sparse backward"), "Block-sparse backward"),
         options(of("options forward"), gpu),
         tiles(of("tiles")),
     ]
@@ -98,6 +101,27 @@ def _predicted_ratio(row: GpuRow, kernel: str, other: str, gpu: budget.Gpu | Non
     if own is None or base is None:
         return "none"
     return ", ".join(f"{one / two:.2f}" for one, two in zip(own, base, strict=True))
+
+
+def sparse(rows: Sequence[GpuRow], what: str) -> str:
+    """Lay out our time over that of the dense call by pattern and block size, and our speed over the best peer's."""
+    dense = next((row for row in rows if row.problem["pattern"] is None), None)
+    if dense is None or len(rows) < 2:
+        return ""
+    patterns = [(Pattern(**row.problem["pattern"]), row) for row in rows if row is not dense]
+    blocks = sorted({pattern.block for pattern, _ in patterns})
+    lines: dict[str, dict[int, str]] = {}
+    for pattern, row in patterns:
+        peer = row.best_peer()
+        cell = f"{row.median(OURS) / dense.median(OURS):.3f} of {row.flops / dense.flops:.3f}"
+        lines.setdefault(pattern.label, {})[pattern.block] = cell + (f" ({row.ratio(peer):.2f})" if peer else "")
+    about = (
+        "Time over that of the dense call, of the share of the scores in visited blocks, which it would be at the same "
+        "rate; in brackets the speed over that of the best peer"
+    )
+    header = ("pattern", *(f"block {block}" for block in blocks))
+    body = [(label, *(cells.get(block, "") for block in blocks)) for label, cells in lines.items()]
+    return f"## {what} at a glance\n\n{about}\n\n{_markdown(header, body)}"
 
 
 def options(rows: Sequence[GpuRow], gpu: budget.Gpu | None) -> str:
