@@ -22,7 +22,7 @@ try:
     import matplotlib
     import numpy as np
     from devices import Array, array_module, to_host, wait
-    from recall_task import HEADS, KV_HEADS, Choose, RecallModel, Task
+    from recall_task import HEADS, KV_HEADS, VALUES, Choose, RecallModel, Task
     from tqdm import tqdm
 
     import flashcupy
@@ -202,7 +202,7 @@ def table(results: dict[str, Result], task: Task) -> str:
 
 
 ABOUT = (
-    "loss, accuracy: of the values asked for, in nats, and on fresh sequences; by chance 2.773 and 0.062",
+    f"loss, accuracy: in nats, and on fresh sequences; by chance {np.log(VALUES):.3f} and {1 / VALUES:.3f}",
     "found: question blocks that visit the passage they ask about",
     "mass kept: share of what question blocks would pay by dense attention (block_mass) that their blocks hold",
     "ms a step: attention forward and backward, choosing blocks",
@@ -234,7 +234,7 @@ def save_picture(results: dict[str, Result], folder: Path) -> Path:
     figure, (curves, picture) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for name, result in results.items():
         curves.plot(result.losses, label=f"{name}: {final_loss(result):.2f}")
-    curves.axhline(np.log(16), color="gray", linestyle="--", linewidth=1, label="chance")
+    curves.axhline(np.log(VALUES), color="gray", linestyle="--", linewidth=1, label="chance")
     curves.set(xlabel="step", ylabel="loss (nats a question)", title="Recall from far back", ylim=(0, None))
     curves.spines[["top", "right"]].set_visible(False)
     curves.legend(frameon=False)

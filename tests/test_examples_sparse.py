@@ -67,6 +67,7 @@ def test_video_tiles_in_raster_order():
         own = position // side
         first = np.clip(own - width // 2, 0, n - width)  # shifted inside
         wanted = wanted & (own >= first[:, None]) & (own < first[:, None] + width)
+    assert np.array_equal(order[:BLOCK].reshape(4, 4), np.arange(4)[:, None] * size[2] + np.arange(4))
     raster = np.zeros_like(wanted)
     raster[order[:, None], order] = seen(block_patterns.video_tiles(tiles, window, BLOCK))
     assert np.array_equal(raster, wanted)
