@@ -42,7 +42,7 @@ class ScoresConfig:
             f"#include <{self.kernel}.cu>\n"
             f"using Tiles = {self.tiles.cpp};\n"
             f'static_assert(sizeof(ProductShared<Tiles>) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
-            f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}('
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, 2) {self.name}('
             f"const __grid_constant__ {params} params) {{\n"
             f"    {self.kernel}<{arguments}>(params);\n"
             "}\n"
