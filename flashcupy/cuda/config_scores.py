@@ -34,6 +34,7 @@ class ScoresConfig:
         return self.tiles.product_bytes
 
     def translation_unit(self) -> str:
+        # Two resident blocks: left to itself ptxas spills for a third.
         mass = self.kernel == "block_mass"
         params, arguments = (
             ("BlockMassParams", f"Tiles, {hooks(self.features)}") if mass else ("AttentionParams", "Tiles")

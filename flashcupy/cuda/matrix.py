@@ -161,9 +161,10 @@ def _cases() -> Iterator[Case]:
 
 def _scores_cases() -> Iterator[ScoresCase]:
     every = tuple(name for name in FEATURES if name != "dropout")
-    for dtype in ("float32", "float16", "bfloat16", "float64"):
-        yield from (ScoresCase("block_mass", dtype, features=own) for own in ((), every))
-        yield ScoresCase("pooled_scores", dtype)
+    dtypes = ("float32", "float16", "bfloat16", "float64")
+    for own, dtype in itertools.product(((), every), dtypes):
+        yield ScoresCase("block_mass", dtype, features=own)
+    yield from (ScoresCase("pooled_scores", dtype) for dtype in dtypes)
 
 
 def _sm80_cases(compute_capability: tuple[int, int]) -> Iterator[Case]:
