@@ -19,6 +19,8 @@ _CALLS = (
     "attention_varlen_fwd",
     "attention_varlen_bwd",
     "merge_attention",
+    "pooled_scores",
+    "block_mass",
     "explain",
     "warmup",
 )

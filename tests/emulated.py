@@ -21,6 +21,11 @@ test_attention.py::test_full_tiles[features1]
 test_shapes.py::test_any_strides_give_the_same_bits[(float32-.*|.*-unaligned)]
 test_shapes.py::(?!test_any_strides).*
 test_bad_input.py::.*
+test_block_scores.py::test_mass_in_each_dtype[(float64-16x16|float16-32x128)]
+test_block_scores.py::test_mass_with_options[mask.*]
+test_block_scores.py::test_pooled_in_each_dtype[float32-.*]
+test_block_scores.py::test_what_is_hidden_never_leaks[(lengths|mask)]
+test_block_scores.py::(?!test_mass|test_pooled|test_what).*
 test_merge.py::.*
 test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[.*-nan-small-None]
 test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[(mask-inf-small-None|block_mask-nan-real-5.0)]
@@ -38,6 +43,7 @@ _SM80 = r"""
 test_attention.py::test_plain[(45x77-(?!float64).*|1x50-float16)]
 test_attention.py::test_each_option[(softcap|mask|bias|blocks|dropout)-float16]
 test_attention.py::test_each_option[dropout-float32]
+test_block_scores.py::test_mass_in_each_dtype[float16-16x16]
 test_fwd_sm80.py::test_blocks_of_a_list[(16-256|32-136)-float16]
 test_fwd_sm80.py::test_head_dims[.*-float16]
 test_fwd_sm80.py::test_packed_sequences_have_the_bits_of_a_padded_batch[.*-float16]
@@ -68,6 +74,8 @@ test_(attention|hidden|lists|merge|reference_varlen|shapes|varlen).py::.*[.*floa
 test_attention.py::test_everything_at_once
 test_attention.py::test_long_rows[bfloat16]
 test_bad_input.py::.*
+test_block_scores.py::(?!test_mass_in_each).*
+test_block_scores.py::test_mass_in_each_dtype[float64.*]
 test_hidden.py::test_a_row_without_keys_has_no_gradient_even_through_its_sink
 test_lists.py::.*
 test_shapes.py::(?!test_any_strides|test_sixteen_bit).*

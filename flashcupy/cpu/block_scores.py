@@ -48,7 +48,7 @@ def _block_means(rows: np.ndarray, block: int) -> np.ndarray:
 
 
 def block_mass(problem: AttentionProblem, block_size: tuple[int, int], target: np.ndarray) -> None:
-    """Compute softmax weights summed by block into `target` (..., H, nq, nk): a forward without values, and a second pass."""
+    """Compute softmax weights summed by block into `target` (..., H, nq, nk): a forward, and a second pass."""
     spec = problem.spec
     acc = accumulator(spec.dtype)
     kept = forward(problem, np.empty(spec.out_shape(0), acc), np.empty(spec.lse_shape, acc), keep=True)

@@ -1,6 +1,16 @@
 """The CUDA backend: the functions of `flashcupy.backend.Backend` by kernels compiled at run time."""
 
+from flashcupy.cuda.block_scores import block_mass, pooled_scores
 from flashcupy.cuda.combine import merge
 from flashcupy.cuda.serve import backward, explain, forward, kept_from_lse, warmup
 
-__all__ = ["backward", "explain", "forward", "kept_from_lse", "merge", "warmup"]
+__all__ = [
+    "backward",
+    "block_mass",
+    "explain",
+    "forward",
+    "kept_from_lse",
+    "merge",
+    "pooled_scores",
+    "warmup",
+]

@@ -11,10 +11,12 @@ from flashcupy.cuda import config, config_generic, table_sm80, table_sm80_bwd
 from flashcupy.cuda.compile import KernelConfig
 from flashcupy.cuda.config import FEATURES
 from flashcupy.cuda.config_generic import GenericConfig, Tiles
+from flashcupy.cuda.config_scores import ScoresConfig, means_config, tiles_of
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig
 from flashcupy.cuda.config_sm80_bwd import GradientConfig, Kernel, QuerySumsConfig
 from flashcupy.cuda.first_use import Case
 from flashcupy.cuda.first_use_plain import Elementwise, PlainCase
+from flashcupy.cuda.first_use_scores import ScoresCase
 from flashcupy.cuda.table_sm80 import Need
 
 _KERNELS: tuple[Literal["fwd", "dq", "dkv", "dbias"], ...] = ("fwd", "dq", "dkv", "dbias")
@@ -63,7 +65,7 @@ def compile_configs(which: Literal["plain", "all"], arch: str) -> list[KernelCon
     ]
     tensor_cores = _sm80(which, arch)
     around = _around_gradients() if tensor_cores and which == "plain" else ()
-    return [*tensor_cores, *around, *generic, *(_elementwise() if which == "plain" else ())]
+    return [*tensor_cores, *around, *generic, *_scores(which), *(_elementwise() if which == "plain" else ())]
 
 
 def _sm80(which: str, arch: str) -> list[MmaConfig | GradientConfig]:
@@ -115,6 +117,16 @@ def _generic_tiles(kernel: str) -> Iterator[tuple[Tiles, config.Schedule]]:
             yield tiles, "list"
 
 
+def _scores(which: Literal["plain", "all"]) -> Iterator[KernelConfig]:
+    """What scores blocks; nothing there is dropped."""
+    features = tuple(name for name in _FEATURES[which] if name != "dropout")
+    for acc in _ACCUMULATORS:
+        yield ScoresConfig("block_mass", tiles_of(acc), features)
+        if which == "plain":
+            yield ScoresConfig("pooled_scores", tiles_of(acc))
+            yield means_config(acc)
+
+
 def _elementwise() -> list[KernelConfig]:
     fixed: list[KernelConfig] = [config.FILL, config.UPLOAD, config.SUM_BATCH, config.SUM_SINKS]
     return fixed + [make(acc) for make in (config.rows_config, config.combine_config) for acc in _ACCUMULATORS]
@@ -127,11 +139,11 @@ def _around_gradients() -> Iterator[KernelConfig]:
         yield QuerySumsConfig(kind, dim)
 
 
-def check_cases(compute_capability: tuple[int, int]) -> list[Case | PlainCase]:
+def check_cases(compute_capability: tuple[int, int]) -> list[Case | PlainCase | ScoresCase]:
     """Problems that together use every kernel of the tables, and every feature in every dtype, both ways."""
     sm80 = _sm80_cases(compute_capability) if compute_capability >= (8, 0) else ()
     plain = (PlainCase(function, acc) for function, acc in itertools.product(get_args(Elementwise), _ACCUMULATORS))
-    return [*dict.fromkeys((*_cases(), *sm80)), *plain]
+    return [*dict.fromkeys((*_cases(), *sm80)), *plain, *_scores_cases()]
 
 
 def _cases() -> Iterator[Case]:
@@ -145,6 +157,14 @@ def _cases() -> Iterator[Case]:
         for block, head_dim in itertools.product((*_BLOCKS, 128), _COLUMNS):
             yield Case(dtype, head_dim, head_dim, block_size=(block, block), wanted=wanted)
         yield Case(dtype, 64, 64, tuple(FEATURES), (64, 64), _with_bias(wanted, tuple(FEATURES)))
+
+
+def _scores_cases() -> Iterator[ScoresCase]:
+    every = tuple(name for name in FEATURES if name != "dropout")
+    dtypes = ("float32", "float16", "bfloat16", "float64")
+    for own, dtype in itertools.product(((), every), dtypes):
+        yield ScoresCase("block_mass", dtype, features=own)
+    yield from (ScoresCase("pooled_scores", dtype) for dtype in dtypes)
 
 
 def _sm80_cases(compute_capability: tuple[int, int]) -> Iterator[Case]:

@@ -125,6 +125,24 @@ class CombineParams(ctypes.Structure):
     )
 
 
+class BlockMassParams(ctypes.Structure):
+    """block_mass.cu."""
+
+    _fields_ = (("attention", AttentionParams), ("mass", Operand), ("block_q", c_int32), ("block_k", c_int32))
+
+
+class BlockMeansParams(ctypes.Structure):
+    """block_means.cu."""
+
+    _fields_ = (
+        ("source", Operand),
+        ("target", Operand),
+        ("extents", Extents),
+        ("rows", c_int32),
+        ("block", c_int32),
+    )
+
+
 STRUCTS: dict[type[ctypes.Structure], str] = {
     Operand: "params.cuh",
     BlockLists: "params.cuh",
@@ -135,4 +153,6 @@ STRUCTS: dict[type[ctypes.Structure], str] = {
     SumSinksParams: "sum_sinks.cu",
     UploadParams: "upload.cu",
     CombineParams: "combine.cu",
+    BlockMassParams: "block_mass.cu",
+    BlockMeansParams: "block_means.cu",
 }

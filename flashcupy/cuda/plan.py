@@ -29,6 +29,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("q", "k", "v", "mask", "bias", "out", "stats", "dout", "dq", "dk", "dv", "dbias"), MATRIX),
     **dict.fromkeys(("lse", "dlse", "delta", "sink_rows"), ROWS),
     **dict.fromkeys(("dq_sum", "dk_sum", "dv_sum"), MATRIX),
+    **dict.fromkeys(("q_means", "k_means", "scores"), MATRIX),  # a row is a block
     **dict.fromkeys(("row_terms", "dq_parts"), MATRIX),  # a row is a segment of SEGMENT query rows
     **dict.fromkeys(("slopes", "sinks", "dsinks"), HEADS),
     **dict.fromkeys(("q_lengths", "kv_lengths"), ENTRIES),

@@ -118,6 +118,11 @@ def note_launches(kernels: Iterable[LoadedKernel]) -> None:
         launched.update(kernel.digest for kernel in kernels)
 
 
+def is_checking() -> bool:
+    """Whether the caller is one of the launches of a check."""
+    return _launched.get() is not None
+
+
 def is_checked(device: Device, kernels: Sequence[LoadedKernel]) -> bool:
     """Whether `ensure_checked` would return without a check: what is asked while a CUDA graph is captured.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from emu.faults.block_scores import BLOCK_SCORES
 from emu.faults.fault import Fault
 from emu.faults.kernels import KERNELS
 from emu.faults.mma import MMA
@@ -13,4 +14,4 @@ from emu.faults.tile import TILE
 
 __all__ = ["FAULTS", "Fault"]
 
-FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *MMA, *MMA_BACKWARD, *MMA_BACKWARD_PARTS)
+FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *BLOCK_SCORES, *MMA, *MMA_BACKWARD, *MMA_BACKWARD_PARTS)

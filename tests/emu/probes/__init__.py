@@ -23,6 +23,7 @@ from emu.probes.mma import MMA
 from emu.probes.mma_backward import MMA_BACKWARD
 from emu.probes.numbers import dropout_of_everything, from_lse, infinite_values, long_rows, merge, real_tiles
 from emu.probes.schedules import full_lists, lists, packed, wild_lengths, wild_packing
+from emu.probes.scores import SCORES
 
 __all__ = ["PROBES", "Probe", "family"]
 
@@ -85,6 +86,7 @@ GENERIC: dict[str, Probe] = {
     "infinite values": infinite_values,
     "from lse": from_lse,
     "merge": merge,
+    **SCORES,
 }
 
 PROBES = GENERIC | MMA | MMA_BACKWARD
