@@ -19,7 +19,8 @@ from flashcupy.spec import AttentionProblem, AttentionSpec
 def dense_problem(q: Any, k: Any, v: Any, opts: Options) -> AttentionProblem:
     """Validate a call on (..., H, S, D) arrays."""
     operands, library, device = _read(q, k, v, opts)
-    return _dense(_spec(operands, device, None, opts), library, operands, opts)
+    spec = _spec(operands, device, None, opts)
+    return _problem(spec, library, operands, opts, **_dense_lengths(spec, opts))
 
 
 def scores_problem(q: Any, k: Any, opts: Options) -> AttentionProblem:
@@ -30,7 +31,7 @@ def scores_problem(q: Any, k: Any, opts: Options) -> AttentionProblem:
     operands = {"q": query, "k": key, "v": None, **_beside(opts, library, device)}
     spec = _spec(operands, device, None, opts)
     operands["v"] = arrays.empty(key, (*key.shape[:-1], 0), arrays.native(key), library)
-    return _dense(spec, library, operands, opts)
+    return _problem(spec, library, operands, opts, **_dense_lengths(spec, opts))
 
 
 def varlen_problem(
@@ -103,15 +104,11 @@ def _lists(block_mask: Any) -> Lists:
     return Lists(block_mask.shape, block_mask.block_size)
 
 
-def _dense(spec: AttentionSpec, library: str, operands: dict[str, Any], opts: Options) -> AttentionProblem:
-    return _problem(
-        spec,
-        library,
-        operands,
-        opts,
-        q_lengths=used_rows(opts.q_lengths, "q_lengths", spec.batch, spec.q_len, spec.device),
-        kv_lengths=used_rows(opts.kv_lengths, "kv_lengths", spec.batch, spec.kv_len, spec.device),
-    )
+def _dense_lengths(spec: AttentionSpec, opts: Options) -> dict[str, Array | None]:
+    return {
+        "q_lengths": used_rows(opts.q_lengths, "q_lengths", spec.batch, spec.q_len, spec.device),
+        "kv_lengths": used_rows(opts.kv_lengths, "kv_lengths", spec.batch, spec.kv_len, spec.device),
+    }
 
 
 def _problem(

@@ -18,6 +18,7 @@ from flashcupy.bound import coarse
 from flashcupy.cuda import block_scores, config, verdicts
 from flashcupy.cuda import device as device_module
 from flashcupy.cuda.config_scores import ScoresConfig
+from flashcupy.cuda.first_use_scores import ScoresCase
 from flashcupy.cuda.launch import PlanCache
 from flashcupy.errors import FirstUseError, NotWarmedUpError
 
@@ -339,7 +340,8 @@ def test_a_wrong_kernel_is_condemned_alone(monkeypatch, tmp_path, function, righ
     monkeypatch.setattr(verdicts, "_good", set())
     monkeypatch.setattr(ScoresConfig, "translation_unit", broken)
     x = device.from_host(_normal(1, 40, 24, dtype=np.float32))
-    for _ in range(2):  # the second time from the verdict
+    case = ScoresCase(function, "float32")
+    for call in (lambda: getattr(fc, function)(x, x), lambda: case.compute(device)):  # of the check's own shapes
         with pytest.raises(FirstUseError, match=f"failed its first-use check .* of {function}-float32"):
-            getattr(fc, function)(x, x)
+            call()
     fc.attention(x, x, x)
