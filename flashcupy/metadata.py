@@ -116,6 +116,7 @@ def _spec(
         dropout=options.check_dropout(dropout),
         precision=options.check_precision(precision),
         block_size=None if lists is None else lists.block_size,
+        mask_heads=None if lists is None else lists.shape[1],
         operands=tuple((name, OperandSpec.of(*operand)) for name, operand in operands.items()),
     )
 

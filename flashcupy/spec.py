@@ -57,7 +57,8 @@ class AttentionSpec:
 
     ``batch`` are the broadcast batch dims, or (number of sequences,) where ``varlen``; then ``q_len`` and ``kv_len``
     are the longest sequences and the rows of all sequences lie packed in one axis. ``headless`` says that all of
-    q, k, v came as matrices, so that results drop the head axis. ``operands`` lists every array by name.
+    q, k, v came as matrices, so that results drop the head axis. ``block_size`` and ``mask_heads`` are a block mask's,
+    None without one. ``operands`` lists every array by name.
     """
 
     batch: tuple[int, ...]
@@ -78,6 +79,7 @@ class AttentionSpec:
     dropout: float
     precision: str
     block_size: tuple[int, int] | None
+    mask_heads: int | None
     operands: tuple[tuple[str, OperandSpec], ...]
 
     @property
@@ -88,6 +90,11 @@ class AttentionSpec:
     def group(self) -> int:
         """Query heads that share one key/value head."""
         return self.q_heads // self.kv_heads if self.kv_heads else 0
+
+    @property
+    def listed_together(self) -> int:
+        """Neighbouring query heads that share a key/value head and the lists of a block mask; 1 without lists."""
+        return max(1, self.group) if self.mask_heads in (1, self.kv_heads) else 1
 
     def operand(self, name: str) -> OperandSpec:
         return dict(self.operands)[name]

@@ -85,7 +85,7 @@ private:
 
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dbias_sm80(const AttentionParams& params) {
-    static_assert(Tiles::kStages == 1, "one tile of keys at a time");
+    static_assert(Tiles::kStages == 1 && Tiles::kHeads == 1, "one tile of keys at a time, of queries of one head");
     auto& shared = shared_memory<MmaBiasShared<Tiles, Schedule>>();
     const BiasTile own = bias_tile<Tiles::kOwner, Tiles::kWalk>(params);
     MmaBiasGradient<Tiles, Schedule, Hooks>(params, own, shared).run();

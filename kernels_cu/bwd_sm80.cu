@@ -33,8 +33,8 @@ __device__ __forceinline__ void round_two(
 template <class Tiles, int kWidth>
 __device__ __forceinline__ void store_gradient(const MmaResult<Tiles, kWidth>& result, const Operand& to, const Work& work,
                                                const Extent& extent, i32 columns, u8* stage) {
-    const Target target = {to, base(to, work, work.head) + extent.start * to.row,
-                           work.tile * Tiles::kOwner + Tiles::first_warp_row(), extent.allotted, work.chunk * kWidth, columns};
+    const Target target = {to, base(to, work, Tiles::head(work)) + extent.start * to.row,
+                           Tiles::first_row(work) + Tiles::first_warp_row(), extent.allotted, work.chunk * kWidth, columns};
     store_any<Tiles::kHeadPitch>(result, stage + Tiles::first_warp_row() * Tiles::kHeadPitch, target);
 }
 
@@ -69,6 +69,8 @@ class MmaKeyGradient {
     using Tile = typename Schedule::Tile;
     using Scores = ScoreGradients<Tiles, Schedule, Hooks, true>;
     using Shared = MmaKeyShared<Tiles, Schedule, kAddsQ>;
+
+    static_assert(Tiles::kHeads == 1, "heads of keys have no schedule in common");
 
 public:
     __device__ MmaKeyGradient(const AttentionParams& params, const Work& work, const Sequence& sequence, Shared& shared)
@@ -200,7 +202,7 @@ struct alignas(128) MmaQueryShared {
     typename Schedule::Shared schedule;
 };
 
-// One query tile: (kOwner, kHeadChunk) of dq, and each row's share of dsinks.
+// One query tile, of Tiles::kHeads heads: (kOwner, kHeadChunk) of dq, and each row's share of dsinks.
 template <class Tiles, class Schedule, class Hooks>
 class MmaQueryGradient {
     using Tile = typename Schedule::Tile;
@@ -209,10 +211,11 @@ class MmaQueryGradient {
 
 public:
     __device__ MmaQueryGradient(const AttentionParams& params, const Work& work, const Sequence& sequence, Shared& shared)
-        : params_(params), shared_(shared), hooks_(params, work, work.head, sequence),
+        : params_(params), shared_(shared), hooks_(params, work, Tiles::head(work), sequence),
           schedule_(params.lists, work, work.head, params.q_heads, query_band(params, sequence),
-                    first_row(work), Tiles::kOwner, shared.schedule) {
-        terms_.load(segments(params, params.row_terms, work, work.head, sequence.q), first_row(work), sequence.q.length);
+                    Tiles::first_tile_row(work), Tiles::kHeadRows, shared.schedule) {
+        terms_.load(segments(params, params.row_terms, work, Tiles::head(work), sequence.q), Tiles::first_row(work),
+                    sequence.q.length);
         copy_queries(work, sequence);
         if (thread_index() != 0) return;
         const i32 kv_head = work.head / (params.q_heads / params.kv_heads);
@@ -238,29 +241,42 @@ public:
         const Extent queries = ::sequence(params_, own).q;
         if (given(params_.sink_rows)) store_sinks(own, queries);
         if (!given(params_.dq)) return;
-        finish(dq_, static_cast<float>(params_.scale), first_row(own), queries.length);
+        finish(dq_, static_cast<float>(params_.scale), Tiles::first_row(own), queries.length);
         store_gradient(dq_, params_.dq, own, queries, params_.head_dim, shared_.q);
     }
 
 private:
-    __device__ __forceinline__ static i32 first_row(const Work& work) { return work.tile * Tiles::kOwner; }
-
     __device__ __forceinline__ void copy_queries(const Work& work, const Sequence& sequence) {
-        const OperandPair bases = {rows(params_.q, work, work.head, sequence.q).base,
-                             rows(params_.dout, work, work.head, sequence.q).base};
-        copy_two<Tiles, Tiles::kOwner, true>(shared_.q, shared_.dout, params_.q, params_.dout, bases,
-                                             {0, sequence.q.length}, [&](int n) { return first_row(work) + n; }, params_);
+        for_each_head(work, sequence, [&](u8* q, u8* dout, const OperandPair& bases) {
+            copy_two<Tiles, Tiles::kHeadRows, true>(q, dout, params_.q, params_.dout, bases, {0, sequence.q.length},
+                                                    [&](int n) { return Tiles::first_tile_row(work) + n; }, params_);
+        });
         copy_async_commit();
         if constexpr (Tiles::Kind::kRounds) {
             copy_async_wait<0>();
-            round_two<Tiles, Tiles::kOwner>(shared_.q, shared_.dout, params_.q, params_.dout, bases, params_);
+            for_each_head(work, sequence, [&](u8* q, u8* dout, const OperandPair& bases) {
+                round_two<Tiles, Tiles::kHeadRows>(q, dout, params_.q, params_.dout, bases, params_);
+            });
+        }
+    }
+
+    // Calls visit(the tile's rows of q, those of dout, where they come from) for each of the tile's heads.
+    template <class Visit>
+    __device__ __forceinline__ void for_each_head(const Work& work, const Sequence& sequence, const Visit& visit) {
+        OperandPair bases = {rows(params_.q, work, work.head, sequence.q).base,
+                             rows(params_.dout, work, work.head, sequence.q).base};
+#pragma unroll 1
+        for (int head = 0; head < Tiles::kHeads; ++head) {
+            const int row = head * Tiles::kHeadRows;
+            visit(shared_.q + row * Tiles::kHeadPitch, shared_.dout + row * Tiles::kVPitch, bases);
+            bases = {bases.a + params_.q.head, bases.b + params_.dout.head};
         }
     }
 
     template <class Leave>
     __device__ __forceinline__ void visit(int stage, const Tile& tile, const Leave& leave) {
         const Work& work = shared_.work;
-        Scores own(schedule_, hooks_, tile, first_row(work), false, {shared_.q, shared_.dout},
+        Scores own(schedule_, hooks_, tile, Tiles::first_row(work), false, {shared_.q, shared_.dout},
                    {shared_.k[stage], shared_.v[stage]}, terms_);
         seen_ |= own.rows;
         if (given(params_.dq)) {
@@ -273,13 +289,14 @@ private:
 
     // d sink = -P(sink) * delta, for rows that saw a key.
     __device__ void store_sinks(const Work& work, const Extent& queries) {
-        const float sink = load<float>(params_.sinks, base(params_.sinks, work, work.head));
+        const i32 head = Tiles::head(work);
+        const float sink = load<float>(params_.sinks, base(params_.sinks, work, head));
         for (u32 mask = Tiles::kLanes / 2; mask > 0; mask /= 2) seen_ |= shuffle_xor(seen_, mask);
         if (Tiles::thread_lane() != 0 || work.chunk != 0) return;
-        u8* to = base(params_.sink_rows, work, work.head) + queries.start * params_.sink_rows.row;
+        u8* to = base(params_.sink_rows, work, head) + queries.start * params_.sink_rows.row;
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
-            const i32 row = first_row(work) + Tiles::local_row(r);
+            const i32 row = Tiles::first_row(work) + Tiles::local_row(r);
             if (row >= queries.length) continue;
             const float share = -terms_.own[r].weight(sink, static_cast<float>(kLog2E)) * terms_.own[r].delta;
             store(params_.sink_rows, to + row * params_.sink_rows.row, seen_ >> r & 1u ? share : 0);
@@ -298,10 +315,11 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dq_sm80(const AttentionParams& params) {
     auto& shared = shared_memory<MmaQueryShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
+    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kHeadRows), params.q_heads / Tiles::kHeads);
     for (Work work; scheduler.next(work);) {
+        work.head *= Tiles::kHeads;  // the first of the tile
         const Sequence own = sequence(params, work);
-        if (work.tile * Tiles::kOwner >= own.q.allotted) continue;
+        if (Tiles::first_tile_row(work) >= own.q.allotted) continue;
         block_sync();  // nobody uses shared memory any more
         MmaQueryGradient<Tiles, Schedule, Hooks>(params, work, own, shared).run();
     }

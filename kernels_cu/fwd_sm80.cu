@@ -1,6 +1,7 @@
 // Forward by tensor cores, for Ampere and newer: FlashAttention-2's loop (Dao 2023) on mma.sync.
 //
-// A block owns a tile of queries of one head and a chunk of v's columns, each of its warps 16 or more of the rows. Keys
+// A block owns a tile of queries and a chunk of v's columns, each of its warps 16 or more of the rows. The queries are
+// one head's, or the same rows of several heads that share keys, values and block lists: Tiles::kHeads. Keys
 // and values come by cp.async while the tile before is computed; scores become weights in the registers that the product
 // with the values takes them from.
 #include <schedule/band.cuh>
@@ -22,10 +23,10 @@ class MmaForwardTile {
 public:
     __device__ MmaForwardTile(const AttentionParams& params, const Work& work, const Sequence& sequence,
                               MmaShared<Tiles, Schedule>& shared)
-        : params_(params), shared_(shared), hooks_(params, work, work.head, sequence),
+        : params_(params), shared_(shared), hooks_(params, work, Tiles::head(work), sequence),
           schedule_(params.lists, work, work.head, params.q_heads, query_band(params, sequence),
-                    work.tile * Tiles::kOwner, Tiles::kOwner, shared.schedule),
-          first_row_(work.tile * Tiles::kOwner), first_column_(work.chunk * Tiles::kVDim) {
+                    Tiles::first_tile_row(work), Tiles::kHeadRows, shared.schedule),
+          first_row_(Tiles::first_row(work)), first_column_(work.chunk * Tiles::kVDim) {
         if (thread_index() != 0) return;
         const i32 kv_head = work.head / (params.q_heads / params.kv_heads);
         shared.work = work;
@@ -51,7 +52,7 @@ public:
 
 private:
     __device__ __forceinline__ void copy_first(const Rows& q) {
-        copy_queries<Tiles>(shared_.q, q, first_row_, params_.head_dim);
+        copy_queries<Tiles>(shared_.q, q, first_row_ + Tiles::warp_head() * Tiles::kHeadRows, params_.head_dim);
         copy_k(shared_.k[0], tile_);
         if constexpr (Tiles::kStages == 2) copy_v(shared_.v[0], tile_);
         copy_async_commit();
@@ -140,7 +141,8 @@ private:
     // Normalise and store. A row that saw no key gives 0, and the sink or -inf.
     __device__ void finish(const Work& work) {
         const Extent queries = sequence(params_, work).q;
-        const float sink = given(params_.sinks) ? load<float>(params_.sinks, base(params_.sinks, work, work.head)) : -infinity<float>();
+        const i32 head = Tiles::head(work);
+        const float sink = given(params_.sinks) ? load<float>(params_.sinks, base(params_.sinks, work, head)) : -infinity<float>();
         const float survivors = static_cast<float>(hooks_.survivors());
         softmax_.gather();
 #pragma unroll
@@ -149,9 +151,9 @@ private:
             const bool saw = softmax_.sum[r].value() != 0 && row < queries.length;
             const float factor = softmax_.join(r, sink * static_cast<float>(kLog2E)) * survivors;
             normalise(out_.at[r], saw, factor, softmax_.sum[r].value());
-            if (row < queries.allotted) store_row(work, queries.start + row, r, saw, sink);
+            if (row < queries.allotted) store_row(work, head, queries.start + row, r, saw, sink);
         }
-        store_out(work, queries);
+        store_out(work, head, queries);
     }
 
     // A row that saw nothing may hold NaN: hidden values times 0.
@@ -174,19 +176,19 @@ private:
         return rest == rest ? multiply_add(rest, reciprocal, quotient) : quotient;
     }
 
-    __device__ __forceinline__ void store_out(const Work& work, const Extent& queries) {
-        const Target target = {params_.out, base(params_.out, work, work.head) + queries.start * params_.out.row,
+    __device__ __forceinline__ void store_out(const Work& work, i32 head, const Extent& queries) {
+        const Target target = {params_.out, base(params_.out, work, head) + queries.start * params_.out.row,
                                first_row_ + Tiles::first_warp_row(), queries.allotted, first_column_, params_.v_dim};
         u8* stage = shared_.q + Tiles::first_warp_row() * Tiles::kHeadPitch;  // which only this warp reads
         store_any<Tiles::kHeadPitch>(out_, stage, target);
     }
 
-    __device__ __forceinline__ void store_row(const Work& work, i64 row, int r, bool saw, float sink) {
+    __device__ __forceinline__ void store_row(const Work& work, i32 head, i64 row, int r, bool saw, float sink) {
         if (Tiles::thread_lane() != 0 || work.chunk != 0) return;
-        u8* lse = base(params_.lse, work, work.head) + row * params_.lse.row;
+        u8* lse = base(params_.lse, work, head) + row * params_.lse.row;
         write(lse, saw ? softmax_.lse(r) : sink, params_.lse.unaligned);
         if (!given(params_.stats)) return;
-        u8* stats = base(params_.stats, work, work.head) + row * params_.stats.row;
+        u8* stats = base(params_.stats, work, head) + row * params_.stats.row;
         *reinterpret_cast<float*>(stats) = saw ? softmax_.reference[r] : 0;
         *reinterpret_cast<float*>(stats + params_.stats.column) = saw ? 1 / softmax_.sum[r].value() : 0;
     }
@@ -195,7 +197,8 @@ private:
     MmaShared<Tiles, Schedule>& shared_;
     Hooks hooks_;
     Schedule schedule_;
-    const i32 first_row_, first_column_;
+    const i32 first_row_;  // Tiles::first_row
+    const i32 first_column_;
     Tile tile_, following_, after_;  // this one, and those ahead
     bool more_, another_, further_;  // whether they are there
     MmaSoftmax<Tiles> softmax_;
@@ -205,10 +208,11 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void fwd_sm80(const AttentionParams& params) {
     auto& shared = shared_memory<MmaShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
+    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kHeadRows), params.q_heads / Tiles::kHeads);
     for (Work work; scheduler.next(work);) {
+        work.head *= Tiles::kHeads;  // the first of the tile
         const Sequence own = sequence(params, work);
-        if (work.tile * Tiles::kOwner >= own.q.allotted) continue;
+        if (Tiles::first_tile_row(work) >= own.q.allotted) continue;
         block_sync();  // nobody uses shared memory any more
         MmaForwardTile<Tiles, Schedule, Hooks>(params, work, own, shared).run(rows(params.q, work, work.head, own.q));
     }

@@ -65,6 +65,8 @@ test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[(mask|block_mask)
 test_hidden.py::test_a_query_that_sees_no_key_never_leaks[nan-None]
 test_hidden.py::(?!test_a_(key_hidden_from_every|query_that_sees_no)).*
 test_merge.py::test_parts_of_the_keys
+test_together.py::test_heads_have_the_bits_that_they_have_alone[(dropout|sinks|lengths)-float16]
+test_together.py::(?!test_heads_have_the_bits|test_any_number).*
 test_varlen.py::test_plain[.*(float16|float32)]
 """
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from nvrtc import REGISTERS, SHARED_LIMITS
 
-from flashcupy.cuda import config, config_generic, matrix, table_sm80
+from flashcupy.cuda import config, config_generic, matrix, table_sm80, table_sm80_bwd
 from flashcupy.cuda.config_sm80 import BUCKETS, MmaConfig, MmaTiles
 from flashcupy.cuda.table_sm80 import Choice, Need
 from flashcupy.errors import UnsupportedError
@@ -57,7 +57,7 @@ def test_generic_tiles_that_no_kernel_can_have_are_refused(change):
 def spec(dtype, dim, block):
     """What the choice reads of a spec."""
     size = None if block is None else (block, block)
-    options = {"softcap": None, "dropout": 0.0, "operands": (), "precision": "highest"}
+    options = {"softcap": None, "dropout": 0.0, "operands": (), "precision": "highest", "listed_together": 1}
     return SimpleNamespace(dtype=dtype, head_dim=dim, v_dim=dim, block_size=size, **options)
 
 
@@ -83,6 +83,9 @@ GOOD = MmaTiles("f16", owner=64, walk=64, head_dim=64, v_dim=64, warps=4, stages
     "change",
     [
         {"kind": "f64"},
+        {"heads": 0},
+        {"heads": 3},
+        {"heads": 8},
         {"owner": 32},
         {"owner": 72},
         {"owner": 0},
@@ -130,7 +133,7 @@ def test_the_translation_unit():
     assert one.name == "fwd_sm80_split_tf32_o32k64_d128v96_w2s2b1_list_softcap_dropout"
     assert one.translation_unit() == (
         "#include <fwd_sm80.cu>\n"
-        "using Tiles = MmaTiles<SplitTF32, 32, 64, 128, 96, 2, 2>;\n"
+        "using Tiles = MmaTiles<SplitTF32, 32, 64, 128, 96, 2, 2, 1>;\n"
         "using Schedule = ListSchedule<64, 3, true>;\n"
         'static_assert(sizeof(MmaShared<Tiles, Schedule>) == 131328, "the host\'s shared_bytes");\n'
         f'extern "C" __global__ void __launch_bounds__(64, 1) {one.name}('
@@ -171,6 +174,48 @@ def test_usual_blocks_of_a_list_are_one_tile_or_whole_tiles(arch):
         for block in (16, 32, 64):
             tiles = table_sm80.configure(Need(kind, dim, dim, (), block, SHARED_LIMITS[arch])).tiles
             assert (tiles.owner, tiles.warps) == (block, block // 16)
+
+
+@pytest.mark.parametrize(
+    ("block", "together", "expected"),
+    [
+        (16, 2, (32, 2, 2)),
+        (16, 3, (48, 3, 3)),
+        (16, 7, (112, 7, 7)),
+        (16, 8, (128, 8, 8)),  # two rows of a block in a warp would be two heads'
+        (16, 12, (96, 6, 6)),
+        (16, 64, (128, 8, 8)),
+        (16, 71, (16, 1, 1)),
+        (32, 2, (64, 2, 4)),
+        (32, 3, (96, 3, 6)),
+        (32, 8, (128, 4, 4)),
+        (64, 6, (128, 2, 4)),
+        (64, 3, (64, 1, 4)),
+        (128, 8, (128, 1, 4)),
+        (384, 8, (128, 1, 4)),
+        (None, 1, (128, 1, 4)),
+    ],
+)
+def test_heads_that_share_lists_fill_a_tile(block, together, expected):
+    need = Need("f16", 64, 64, (), block, A100, together)
+    assert table_sm80.owners(need, Choice(128, 64, 4, 2, 2)) == expected
+
+
+@pytest.mark.parametrize("together", [2, 3, 5, 6, 7, 8, 64])
+def test_tiles_of_several_heads_fit_the_gpu(together):
+    """They are valid, lie in one block, and leave registers for more than sums."""
+    for kind, dim, block, own in itertools.product(KINDS, BUCKETS, (16, 32, 64), ((), tuple(config.FEATURES))):
+        need = Need(kind, dim, dim, own, block, A100, together)
+        chosen = [table_sm80.configure(need)]
+        sums = [chosen[0].tiles.accumulators]
+        if kind != "split_tf32" or dim <= table_sm80_bwd.WIDEST_SPLIT:
+            chosen.append(table_sm80_bwd.configure_gradient("dq", need))
+            sums.append(chosen[1].tiles.accumulators("dq"))
+        for one, most in zip(chosen, sums, strict=True):
+            assert block % one.tiles.head_rows == 0
+            assert together % one.tiles.heads == 0
+            assert one.blocks * (one.shared_bytes + 1024) <= A100 + 1024, one.name
+            assert most + 24 <= min(255, REGISTERS // (one.blocks * one.threads)), one.name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -52,6 +52,14 @@ def test_sums_that_registers_cannot_hold_are_refused():
         GradientConfig("dkv", dataclasses.replace(wide, walk=64), 1, "band", ())
 
 
+def test_only_queries_own_tiles_of_several_heads():
+    two = dataclasses.replace(GOOD, heads=2)
+    assert GradientConfig("dq", two, 1, "list", ()).name == "dq_sm80_f16_o64h2k32_d64c64v96c96_w4s2b1_list"
+    for kernel in ("dkv", "dkvq", "dbias"):
+        with pytest.raises(ValueError, match="tiles of several heads are for dq"):
+            GradientConfig(kernel, two, 1, "list", ())
+
+
 def test_sums_of_a_thread_by_hand():
     """Two products of scores, and the results; split_tf32 keeps what sums lose in half as many registers again."""
     assert GOOD.accumulators("dkv") == (2 * 64 * 32 + 64 * (64 + 96)) // 128
@@ -81,7 +89,7 @@ def test_the_translation_unit():
     assert one.name == "dkvq_sm80_f16_o64k32_d64c64v96c96_w4s2b2_list_softcap"
     assert one.translation_unit() == (
         "#include <bwd_sm80.cu>\n"
-        "using Tiles = MmaGradientTiles<F16, 64, 32, 64, 96, 4, 2, 64, 96>;\n"
+        "using Tiles = MmaGradientTiles<F16, 64, 32, 64, 96, 4, 2, 64, 96, 1>;\n"
         "using Schedule = ListSchedule<32, 3, true>;\n"
         f"static_assert(sizeof(MmaKeyShared<Tiles, Schedule, true>) == {one.shared_bytes}, "
         '"the host\'s shared_bytes");\n'

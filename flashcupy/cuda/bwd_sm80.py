@@ -75,8 +75,8 @@ def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool, *, sinks
     spec = build.spec
     names = targets(build, ("dq",) if "q" in wanted else (), tails)
     kernel = _config(build, "dq")
-    columns = spec.head_dim if "q" in wanted else 0
-    work = build.work(spec.q_len, kernel.tiles.owner, columns, kernel.tiles.head_chunk, spec.q_heads)
+    tiles, columns = kernel.tiles, spec.head_dim if "q" in wanted else 0
+    work = build.work(spec.q_len, tiles.head_rows, columns, tiles.head_chunk, spec.q_heads // tiles.heads)
     operands = (*INPUTS, *_UPSTREAM, *names, *(("sink_rows",) if sinks else ()))
     build.attention(kernel, work, operands, lists="lists")
 

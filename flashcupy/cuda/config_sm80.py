@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flashcupy.cuda.config import Schedule, hooks
@@ -30,7 +30,8 @@ def pitch(dim: int, item: int) -> int:
 class OperandTiles:
     """What tiles of forward and backward share: what is multiplied, the tile, buckets of columns, warps.
 
-    ``stages`` counts the tiles of each walked operand that have a place in shared memory at once.
+    ``stages`` counts the tiles of each walked operand that have a place in shared memory at once. The ``owner`` rows
+    are the same ``head_rows`` rows of each of ``heads`` heads.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class OperandTiles:
     v_dim: int
     warps: int
     stages: int
+    heads: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         for problem, broken in self.problems().items():
@@ -53,6 +55,7 @@ class OperandTiles:
             "a block must have 1 to 32 warps": not 1 <= self.warps <= 32,
             "owner must be a multiple of 16 rows a warp": self.owner <= 0
             or self.owner % (16 * max(1, self.warps)) != 0,
+            "the rows of a warp must be one head's": self.heads <= 0 or self.warps % self.heads != 0,
             "walk must be 16, 32, 64 or 128": self.walk not in (16, 32, 64, 128),
             "sums of split_tf32 are of at most 64 positions": self.kind == "split_tf32" and self.walk > 64,
             "head_dim and v_dim must be buckets": not {self.head_dim, self.v_dim} <= set(BUCKETS),
@@ -62,6 +65,16 @@ class OperandTiles:
     @property
     def threads(self) -> int:
         return 32 * self.warps
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the sequence that a tile spans."""
+        return self.owner // self.heads
+
+    @property
+    def owned(self) -> str:
+        """Owner rows and heads, as they are in names."""
+        return f"o{self.owner}" if self.heads == 1 else f"o{self.owner}h{self.heads}"
 
     @property
     def item(self) -> int:
@@ -108,11 +121,11 @@ class MmaTiles(OperandTiles):
 
     @property
     def cpp(self) -> str:
-        numbers = (self.owner, self.walk, self.head_dim, self.v_dim, self.warps, self.stages)
+        numbers = (self.owner, self.walk, self.head_dim, self.v_dim, self.warps, self.stages, self.heads)
         return f"MmaTiles<{TAGS[self.kind]}, {', '.join(map(str, numbers))}>"
 
     def __str__(self) -> str:
-        return f"{self.kind}_o{self.owner}k{self.walk}_d{self.head_dim}v{self.v_dim}_w{self.warps}s{self.stages}"
+        return f"{self.kind}_{self.owned}k{self.walk}_d{self.head_dim}v{self.v_dim}_w{self.warps}s{self.stages}"
 
 
 @dataclass(frozen=True, slots=True)

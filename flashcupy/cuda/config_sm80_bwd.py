@@ -56,12 +56,13 @@ class GradientTiles(OperandTiles):
 
     @property
     def cpp(self) -> str:
-        numbers = (self.owner, self.walk, self.head_dim, self.v_dim, self.warps, self.stages)
-        return f"MmaGradientTiles<{TAGS[self.kind]}, {', '.join(map(str, (*numbers, self.head_chunk, self.v_chunk)))}>"
+        tile = (self.owner, self.walk, self.head_dim, self.v_dim, self.warps, self.stages)
+        numbers = (*tile, self.head_chunk, self.v_chunk, self.heads)
+        return f"MmaGradientTiles<{TAGS[self.kind]}, {', '.join(map(str, numbers))}>"
 
     def __str__(self) -> str:
         dims = f"d{self.head_dim}c{self.head_chunk}v{self.v_dim}c{self.v_chunk}"
-        return f"{self.kind}_o{self.owner}k{self.walk}_{dims}_w{self.warps}s{self.stages}"
+        return f"{self.kind}_{self.owned}k{self.walk}_{dims}_w{self.warps}s{self.stages}"
 
 
 _KERNELS: dict[Kernel, tuple[str, str, str]] = {  # source, function, shared struct
@@ -83,6 +84,8 @@ class GradientConfig:
     features: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if self.tiles.heads != 1 and self.kernel != "dq":
+            raise ValueError(f"tiles of several heads are for dq, got {self}")
         sums = self.tiles.accumulators(self.kernel)
         if sums > MOST_ACCUMULATORS:
             raise ValueError(f"a thread would hold {sums} sums, at most {MOST_ACCUMULATORS} fit, got {self}")

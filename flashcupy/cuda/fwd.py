@@ -11,16 +11,17 @@ from flashcupy.cuda.plan import INPUTS, Plan, PlanBuilder
 
 def plan_generic(build: PlanBuilder, *, tails: bool) -> Plan:
     """Plan a forward of the generic family; see `_plan`."""
-    return _plan(build, config_generic.generic_config(build.spec, "fwd"), tails)
+    return _plan(build, config_generic.generic_config(build.spec, "fwd"), 1, tails)
 
 
 def plan_sm80(build: PlanBuilder, *, tails: bool) -> Plan:
     """Plan a forward of the sm80 family; see `_plan`."""
-    return _plan(build, table_sm80.sm80_config(build.spec, build.properties.shared_memory), tails)
+    kernel = table_sm80.sm80_config(build.spec, build.properties.shared_memory)
+    return _plan(build, kernel, kernel.tiles.heads, tails)
 
 
-def _plan(build: PlanBuilder, kernel: GenericConfig | MmaConfig, tails: bool) -> Plan:
-    """Plan a forward into ``out``, ``lse`` and, where the layouts have them, ``stats``.
+def _plan(build: PlanBuilder, kernel: GenericConfig | MmaConfig, heads: int, tails: bool) -> Plan:
+    """Plan a forward into ``out``, ``lse`` and, where the layouts have them, ``stats``; a tile is of so many `heads`.
 
     `tails` says that packed rows may lie in no sequence: they are filled, since no tile writes them.
     """
@@ -28,6 +29,7 @@ def _plan(build: PlanBuilder, kernel: GenericConfig | MmaConfig, tails: bool) ->
     if tails:
         fill(build, "out", 0.0)
         fill(build, "lse", -float("inf"), values="sinks")
-    work = build.work(spec.q_len, kernel.tiles.owner, spec.v_dim, kernel.tiles.chunk, spec.q_heads)
+    rows = kernel.tiles.owner // heads
+    work = build.work(spec.q_len, rows, spec.v_dim, kernel.tiles.chunk, spec.q_heads // heads)
     build.attention(kernel, work, (*INPUTS, "out", "lse", "stats"), lists="lists")
     return build.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flashcupy.cuda.config import Schedule, features, tile_table
-from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig, MmaTiles, shared_bytes
+from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig, MmaTiles, OperandTiles, shared_bytes
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
 
@@ -67,11 +67,16 @@ _SPLIT_TF32: _Table = {
 
 # Keys of a tile at most, where a list, a bias or a mask has to be read for them: addresses take registers.
 MOST_LOOKED_AT, MOST_LISTED = 64, 32
+# Heads of a tile at most: as many as have 16 of its 128 rows each.
+MOST_HEADS = 8
 _MOST_COLUMNS: dict[Kind, int] = {"f16": 256, "bf16": 256, "tf32": 256, "split_tf32": 128}
 
 
 class Need(NamedTuple):
-    """What the choice depends on; ``block`` is the rows of a list's block."""
+    """What the choice depends on.
+
+    ``block`` is the rows of a list's block, ``together`` how many heads walk the same ones: `spec.listed_together`.
+    """
 
     kind: Kind
     head_dim: int
@@ -79,6 +84,7 @@ class Need(NamedTuple):
     features: tuple[str, ...]
     block: int | None
     shared_memory: int
+    together: int = 1
 
     @property
     def schedule(self) -> Schedule:
@@ -88,7 +94,8 @@ class Need(NamedTuple):
 def sm80_config(spec: AttentionSpec, shared_memory: int) -> MmaConfig:
     """Choose the configuration of a forward."""
     block = None if spec.block_size is None else spec.block_size[0]
-    return configure(Need(kind_of(spec), spec.head_dim, spec.v_dim, features(spec), block, shared_memory))
+    own = features(spec)
+    return configure(Need(kind_of(spec), spec.head_dim, spec.v_dim, own, block, shared_memory, spec.listed_together))
 
 
 def configure(need: Need) -> MmaConfig:
@@ -102,7 +109,7 @@ def configure(need: Need) -> MmaConfig:
     for choice in _candidates(need):
         tiles = _tiles(need, choice)
         if fits(need, choice, shared_bytes(tiles, need.schedule)):
-            return MmaConfig("fwd", tiles, choice.blocks, need.schedule, need.features)
+            return MmaConfig("fwd", tiles, resident(choice, tiles), need.schedule, need.features)
     raise UnsupportedError(
         f"no tiles for head_dim {need.head_dim} and v's {need.v_dim} columns fit into {need.shared_memory} bytes of "
         "shared memory"
@@ -112,6 +119,33 @@ def configure(need: Need) -> MmaConfig:
 def fits(need: Need, choice: Choice, shared: int) -> bool:
     """Whether as many blocks as a choice asks for fit into a multiprocessor, each with `shared` bytes."""
     return choice.blocks * (shared + _RESERVED) <= need.shared_memory + _RESERVED
+
+
+class Owners(NamedTuple):
+    """Owner rows of a tile in all, how many heads they are of, and the warps that share them."""
+
+    rows: int
+    heads: int
+    warps: int
+
+
+def owners(need: Need, choice: Choice) -> Owners:
+    """As many rows as a choice says, or those of a list's block, which a tile lies in.
+
+    Where heads walk the same blocks of the same keys, small blocks of several heads share a tile: a key is read from
+    memory once for all rows of it.
+    """
+    rows = choice.owner if need.block is None else min(choice.owner, need.block)
+    heads = max(n for n in range(1, MOST_HEADS + 1) if need.together % n == 0 and (n == 1 or n * rows <= choice.owner))
+    warps = min(choice.warps, heads * rows // 16)
+    if heads > 1 and (heads * rows % (16 * warps) or warps % heads):
+        warps = heads * rows // 16  # more rows of a warp would be of two heads
+    return Owners(heads * rows, heads, warps)
+
+
+def resident(choice: Choice, tiles: OperandTiles) -> int:
+    """Blocks as a choice has them, fewer where they have more warps: a thread keeps its registers."""
+    return max(1, choice.blocks * choice.warps // max(choice.warps, tiles.warps))
 
 
 def kind_of(spec: AttentionSpec) -> Kind:
@@ -128,13 +162,13 @@ def bucket(dim: int) -> int:
 
 
 def _tiles(need: Need, choice: Choice) -> MmaTiles:
-    owner, walk = choice.owner, choice.walk
+    own, walk = owners(need, choice), choice.walk
     if need.block is not None:
-        owner, walk = min(owner, need.block), min(walk, MOST_LOOKED_AT if _chunk(need) <= 64 else MOST_LISTED)
+        walk = min(walk, MOST_LOOKED_AT if _chunk(need) <= 64 else MOST_LISTED)
     if {"bias", "mask"} & set(need.features):
         walk = min(walk, MOST_LOOKED_AT)
-    warps = min(choice.warps, owner // 16)
-    return MmaTiles(need.kind, owner, walk, bucket(need.head_dim), _chunk(need), warps, choice.stages)
+    dims = bucket(need.head_dim), _chunk(need)
+    return MmaTiles(need.kind, own.rows, walk, *dims, own.warps, choice.stages, heads=own.heads)
 
 
 def _chunk(need: Need) -> int:

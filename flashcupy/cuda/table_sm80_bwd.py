@@ -7,7 +7,17 @@ from typing import NamedTuple
 from flashcupy.cuda.config import features, tile_table
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind
 from flashcupy.cuda.config_sm80_bwd import GradientConfig, GradientTiles, Kernel, gradient_bytes
-from flashcupy.cuda.table_sm80 import MOST_LISTED, MOST_LOOKED_AT, Choice, Need, bucket, fits, kind_of
+from flashcupy.cuda.table_sm80 import (
+    MOST_LISTED,
+    MOST_LOOKED_AT,
+    Choice,
+    Need,
+    bucket,
+    fits,
+    kind_of,
+    owners,
+    resident,
+)
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
 
@@ -80,7 +90,8 @@ def adds_queries(spec: AttentionSpec) -> bool:
 def gradient_config(spec: AttentionSpec, kernel: Kernel, shared_memory: int) -> GradientConfig:
     """Choose the configuration of one kernel of a backward."""
     block = None if spec.block_size is None else spec.block_size[kernel in ("dkv", "dkvq")]
-    need = Need(kind_of(spec), spec.head_dim, spec.v_dim, features(spec), block, shared_memory)
+    together = spec.listed_together if kernel == "dq" else 1  # keys are nobody's but their head's
+    need = Need(kind_of(spec), spec.head_dim, spec.v_dim, features(spec), block, shared_memory, together)
     return configure_gradient(kernel, need)
 
 
@@ -95,7 +106,7 @@ def configure_gradient(kernel: Kernel, need: Need) -> GradientConfig:
     for choice in _candidates(kernel, need):
         tiles = _tiles(kernel, need, choice)
         if fits(need, choice, gradient_bytes(kernel, tiles, need.schedule)):
-            return GradientConfig(kernel, tiles, choice.blocks, need.schedule, need.features)
+            return GradientConfig(kernel, tiles, resident(choice, tiles), need.schedule, need.features)
     raise UnsupportedError(
         f"no tiles for gradients of head_dim {need.head_dim} and v's {need.v_dim} columns fit into "
         f"{need.shared_memory} bytes of shared memory"
@@ -132,20 +143,19 @@ def _most_columns(kernel: Kernel, need: Need) -> int:
 
 
 def _tiles(kernel: Kernel, need: Need, choice: Choice) -> GradientTiles:
-    owner, walk, stages = choice.owner, choice.walk, choice.stages
+    own, walk, stages = owners(need, choice), choice.walk, choice.stages
     dims = _dims(kernel, need)
     if need.block is not None:
-        owner = min(owner, need.block)
         walk = min(walk, MOST_LOOKED_AT if max(dims.head_chunk, dims.v_chunk) <= 64 else MOST_LISTED)
         if need.kind == "split_tf32" and max(dims.head_dim, dims.v_dim) > 64:
             walk = 16  # more spill
     if kernel == "dbias":
         stages, walk = 1, min(walk, 64)
-    warps = min(choice.warps, owner // 16)
-    if need.features and owner > 16 * warps:
+    if need.features and own.rows > 16 * own.warps:
         walk = min(walk, 32)  # two fragments a warp, and what the features keep of each score
+    chunks = dims.head_chunk, dims.v_chunk
     return GradientTiles(
-        need.kind, owner, walk, dims.head_dim, dims.v_dim, warps, stages, dims.head_chunk, dims.v_chunk
+        need.kind, own.rows, walk, dims.head_dim, dims.v_dim, own.warps, stages, *chunks, heads=own.heads
     )
 
 

@@ -33,7 +33,7 @@ public:
     };
 
     // `head` counts query heads; lists may be shared by several of them. Rows [first_row, first_row + rows) lie in one
-    // block row: the tile is no larger than a block.
+    // block row: of each head a tile has no more rows than a block.
     __device__ ListSchedule(
         const BlockLists& lists, const Work& work, i32 head, i32 q_heads, const Band& band, i32 first_row, int rows, Shared& shared)
         : lists_(lists), kept_({band, Reach(band, first_row, rows)}, shared), shared_(shared) {

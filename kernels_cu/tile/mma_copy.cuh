@@ -128,10 +128,14 @@ __device__ __forceinline__ void round_values(u8* values, const Operand& v, const
         round_rows<Tiles, Tiles::kWalk, Tiles::kVBytes, Tiles::kVPitch>(values, v, base, columns);
 }
 
+// The tile's rows of each of its heads; `q` are those of the first one, `first_row` is the tile's.
 template <class Tiles>
 __device__ __forceinline__ void copy_queries(u8* to, const Rows& q, i32 first_row, i32 head_dim) {
-    copy_rows<Tiles, Tiles::kOwner, Tiles::kHeadBytes, Tiles::kHeadPitch, false, true>(
-        to, q.operand, q.base, {0, q.length}, [&](int r) { return first_row + r; }, 0, head_dim);
+#pragma unroll 1
+    for (int head = 0; head < Tiles::kHeads; ++head)
+        copy_rows<Tiles, Tiles::kHeadRows, Tiles::kHeadBytes, Tiles::kHeadPitch, false, true>(
+            to + head * (Tiles::kHeadRows * Tiles::kHeadPitch), q.operand, q.base + head * q.operand.head, {0, q.length},
+            [&](int r) { return first_row + r; }, 0, head_dim);
 }
 
 // q = -q where scale is negative, and rounded where operands are. Waits for the copies, which are committed.

@@ -7,8 +7,9 @@
 #include <tile/mma_visibility.cuh>
 
 // Tiles of the backward: of the results' columns a block computes a chunk, where they are too many for its registers.
-template <class Kind, int kOwner, int kWalk, int kHeadDim, int kVDim, int kWarps, int kStages, int kHeadChunk_, int kVChunk_>
-struct MmaGradientTiles : MmaTiles<Kind, kOwner, kWalk, kHeadDim, kVDim, kWarps, kStages> {
+template <class Kind, int kOwner, int kWalk, int kHeadDim, int kVDim, int kWarps, int kStages, int kHeadChunk_, int kVChunk_,
+          int kHeads = 1>
+struct MmaGradientTiles : MmaTiles<Kind, kOwner, kWalk, kHeadDim, kVDim, kWarps, kStages, kHeads> {
     static constexpr int kHeadChunk = kHeadChunk_;  // columns of dq or dk
     static constexpr int kVChunk = kVChunk_;        // columns of dv
     // Nothing here takes a maximum: the scale keeps its sign.

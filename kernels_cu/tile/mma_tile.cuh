@@ -72,7 +72,7 @@ struct SplitTF32 : TF32 {
 // Rows in shared memory are half of the 32 banks, or whole rounds of them: where a row of a column lies is its swizzle's.
 __device__ constexpr int pitch_of(int bytes) { return bytes <= 64 ? 64 : (bytes + 127) / 128 * 128; }
 
-template <class Kind_, int kOwner_, int kWalk_, int kHeadDim_, int kVDim_, int kWarps_, int kStages_>
+template <class Kind_, int kOwner_, int kWalk_, int kHeadDim_, int kVDim_, int kWarps_, int kStages_, int kHeads_ = 1>
 struct MmaTiles {
     using Kind = Kind_;
     using Acc = float;
@@ -82,6 +82,9 @@ struct MmaTiles {
     static constexpr int kVDim = kVDim_;        // columns of v that a block computes
     static constexpr int kWarps = kWarps_;
     static constexpr int kStages = kStages_;    // tiles of k and of v in shared memory
+    // Heads that own a tile together: the same kHeadRows rows of each, head after head, where all walk the same tiles.
+    static constexpr int kHeads = kHeads_;
+    static constexpr int kHeadRows = kOwner / kHeads;
     static constexpr int kThreads = 32 * kWarps;
     static constexpr int kMTiles = kOwner / (16 * kWarps);
     static constexpr int kRows = 2 * kMTiles;
@@ -114,9 +117,19 @@ struct MmaTiles {
     __device__ static __forceinline__ int local_row(int r, u32 thread = thread_index()) {
         return thread / 32 * 16 * kMTiles + r / 2 * 16 + r % 2 * 8 + thread % 32 / 4;
     }
+    // Which of the tile's heads the warp's rows are of; the work is of the first.
+    __device__ static __forceinline__ i32 warp_head() {
+        return kHeads == 1 ? 0 : static_cast<i32>(thread_index_anew() / 32) / (kWarps / kHeads);
+    }
+    __device__ static __forceinline__ i32 head(const Work& work) { return work.head + warp_head(); }
+    // The first row of the sequence that the tile has.
+    __device__ static __forceinline__ i32 first_tile_row(const Work& work) { return work.tile * kHeadRows; }
+    // What the warp's rows count from: row local_row(r) of the tile is row first_row(work) + local_row(r) of the sequence.
+    __device__ static __forceinline__ i32 first_row(const Work& work) { return (work.tile - warp_head()) * kHeadRows; }
     __device__ static __forceinline__ int local_column(int c) { return c / 2 * 8 + thread_lane() * 2 + c % 2; }
 
     static_assert(kOwner % (16 * kWarps) == 0 && kWalk % 16 == 0, "whole fragments; segments of 16");
+    static_assert(kWarps % kHeads == 0, "a warp's rows are one head's");
     static_assert(kHeadBytes % 64 == 0 && kVBytes % 64 == 0, "two steps of a product at a time");
     static_assert(kThreads <= 1024 && (kStages == 1 || kStages == 2), "one tile in use, at most one ahead");
     static_assert(!kPrecise || kWalk <= 64, "one partial sum per 64 keys at most");

@@ -14,6 +14,7 @@ from emu.probes.mma_exact import (
     ONE_WARP,
     SCALE,
     SIZES,
+    TWO_HEADS_OF_TWO_WARPS,
     TWO_STAGES,
     TWO_TILES_A_WARP,
     aligned_rows,
@@ -52,6 +53,14 @@ _NARROW_QUERIES = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=45, kv_len=77, he
 _ODD = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=45, kv_len=77, head_dim=41, v_dim=71)
 _FEW_KEYS = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=90, kv_len=33, head_dim=40, v_dim=40)
 _BLOCKS = block_mask(SIZES, (32, 16))
+_BATCHES = Sizes(batch=(2,), q_heads=4, kv_heads=2, q_len=45, kv_len=77, head_dim=40, v_dim=40)
+# What each head has of its own, but for lists.
+_OF_HEADS = {
+    "mask": _MASK,
+    "sinks": np.array([9.0, -9.0, 3.0, 0.0], np.float32),
+    "dropout": 0.3,
+    "seed": 5,
+}
 
 MMA: dict[str, Probe] = {
     "mma": exact(),
@@ -93,6 +102,8 @@ MMA: dict[str, Probe] = {
     "mma lists": lists(_BLOCKS, ONE_STAGE),
     "mma lists of two stages": lists(_BLOCKS, TWO_STAGES, causal=True),
     "mma lists of wide blocks": lists(block_mask(SIZES, (64, 64)), ONE_STAGE),
+    "mma heads together": exact(sizes=_BATCHES, block_mask=block_mask(SIZES, (16, 16)), **_OF_HEADS),
+    "mma heads together, two warps each": exact(tiles=TWO_HEADS_OF_TWO_WARPS, block_mask=_BLOCKS, **_OF_HEADS),
     "mma hidden by mask": hidden("float16", np.nan, _UNSEEN, mask=_HIDES),
     "mma hidden by lists": hidden(
         "float16", np.nan, _UNSEEN, block_mask=fc.BlockMask.from_dense(_HIDES.copy(), block_size=32)

@@ -26,6 +26,8 @@ _TWO_STAGES = Sizes(batch=(), q_heads=4, kv_heads=2, q_len=77, kv_len=45, head_d
 _FEW_KEYS = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=90, kv_len=33, head_dim=40, v_dim=40)
 # Lists of more than two tiles.
 _LISTED = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=150, kv_len=130, head_dim=40, v_dim=56)
+# Heads of dout are not as far apart as those of q.
+_TOGETHER = Sizes(batch=(2,), q_heads=4, kv_heads=2, q_len=45, kv_len=77, head_dim=32, v_dim=24)
 # Two tiles of keys see nothing.
 _FEW_QUERIES = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=32, kv_len=77, head_dim=32, v_dim=24)
 _ODD = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=45, kv_len=77, head_dim=23, v_dim=21)
@@ -198,6 +200,16 @@ MMA_BACKWARD: dict[str, Probe] = {
     "mma backward of lists": gradients(block_mask=block_mask(_ONE_STAGE, (32, 16))),
     "mma backward of lists of two stages": gradients(
         sizes=_LISTED, ways=(False, True), block_mask=block_mask(_LISTED, (16, 16))
+    ),
+    "mma backward of heads together": gradients(
+        sizes=_TOGETHER,
+        ways=(True,),
+        from_lse=True,
+        block_mask=block_mask(_TOGETHER, (16, 16)),
+        alibi_slopes=np.array([0.5, 0.25, 0.125, 0]),
+        sinks=np.array([0.5, -1, 2, 0], np.float32),
+        dropout=0.3,
+        seed=5,
     ),
     "mma backward of what a mask hides": hidden(_ONE_STAGE, _UNSEEN, _BLIND, mask=_HIDES),
     "mma backward of what lists hide": hidden(

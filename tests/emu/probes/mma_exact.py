@@ -27,6 +27,7 @@ Layout = Callable[[Array], Array]
 ONE_STAGE, TWO_STAGES = Choice(32, 32, 2, 1, 1), Choice(32, 32, 2, 2, 1)
 TWO_TILES_A_WARP = Choice(64, 32, 2, 2, 1)  # 32 rows a warp
 ONE_WARP = Choice(16, 32, 1, 1, 1)
+TWO_HEADS_OF_TWO_WARPS = Choice(64, 32, 4, 1, 1)  # where a list has blocks of 32 rows
 
 # Tails of rows, of keys, of queries' and of values' columns.
 SIZES = Sizes(batch=(), q_heads=4, kv_heads=2, q_len=45, kv_len=77, head_dim=40, v_dim=40)
