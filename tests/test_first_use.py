@@ -155,6 +155,23 @@ def test_a_check_launches_the_kernels_of_the_call(watched, wanted, block_size, p
     assert set(watched.entries) == call
 
 
+@pytest.mark.parametrize("watched", ["sm80"], indirect=True)
+@pytest.mark.parametrize(("heads", "mask_heads"), [((8, 4), 1), ((8, 2), 2), ((3, 1), 1), ((12, 1), 1), ((8, 2), 8)])
+@pytest.mark.parametrize("tiles", ["small", "real"])
+def test_a_check_has_tiles_of_as_many_heads_as_the_call(watched, heads, mask_heads, tiles):
+    q, k = (EmuArray(_normal(count, 33, 24, dtype=np.float16), watched) for count in heads)
+    mask = fc.BlockMask.from_blocks(np.ones((mask_heads, 3, 3), np.bool_), (33, 33), block_size=16)
+    spec = fc.build.dense_problem(q, k, k, fc.options.Options(block_mask=mask)).spec
+    with config.use_tiles(tiles):
+        out, residuals = fc.attention_fwd(q, k, k, block_mask=mask)
+        fc.attention_bwd(out, residuals, wrt=("q",))
+        call = set(watched.entries)
+        watched.entries.clear()
+        for wanted in ((), ("q",)):
+            first_use.case_of(spec, wanted).begin(watched)()
+    assert set(watched.entries) == call
+
+
 # ---- what is wrong is found, and blamed alone ------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from flashcupy import arrays, bound, reference
 from flashcupy.block_mask import BlockMask
 from flashcupy.cuda.config import features, tile_table
 from flashcupy.cuda.device import Device
+from flashcupy.cuda.table_sm80 import MOST_HEADS
 from flashcupy.spec import AttentionSpec
 
 Results = dict[str, Any]
 
-_Q_HEADS, _KV_HEADS = 2, 1
+_KV_HEADS = 1
 # Rows that end inside a tile of any size, more keys than queries, and of either more than one tile.
 _Q_LEN = 150
 # The contract's bound compares largest errors, which in a problem this small are partly luck. A wrong kernel is off by
@@ -41,6 +43,7 @@ class _Problem(NamedTuple):
 class Case:
     """A problem that makes use of everything a configuration compiles in.
 
+    ``together`` counts the query heads that share the lists of a block mask, as `AttentionSpec.listed_together` does.
     Its launches are those of the kernels alone that a forward, or a backward of the gradients `wanted`, consists of:
     nothing comes from the host, is packed, or broadcasts over a batch.
     """
@@ -53,6 +56,7 @@ class Case:
     wanted: tuple[str, ...] = ()  # () is a forward
     precision: str = "highest"
     deterministic: bool = False
+    together: int = 1
 
     @property
     def name(self) -> str:
@@ -62,7 +66,13 @@ class Case:
         parts = [numbers, f"d{self.head_dim}", f"v{self.v_dim}", *what, *self.features]
         if self.block_size is not None:
             parts.append("blocks{}x{}".format(*self.block_size))
+        if self.together > 1:
+            parts.append(f"together{self.together}")
         return "-".join(parts)
+
+    @property
+    def q_heads(self) -> int:
+        return max(2, self.together)
 
     def run(self, device: Device) -> str | None:
         """Compute it on the device; None if the result is right, or what is wrong."""
@@ -84,32 +94,40 @@ class Case:
         dtype = arrays.bfloat16() if self.dtype == "bfloat16" else np.dtype(self.dtype)
         rng = np.random.default_rng(0)
         shapes = (
-            (_Q_HEADS, _Q_LEN, self.head_dim),
+            (self.q_heads, _Q_LEN, self.head_dim),
             (_KV_HEADS, _kv_len(), self.head_dim),
             (_KV_HEADS, _kv_len(), self.v_dim),
-            (_Q_HEADS, _Q_LEN, self.v_dim),
+            (self.q_heads, _Q_LEN, self.v_dim),
         )
         operands = tuple((rng.standard_normal(shape) + 0.25).astype(dtype) for shape in shapes)
         return _Problem(operands, self._options(rng))
 
     def _options(self, rng: np.random.Generator) -> dict[str, Any]:
-        scores = (_Q_HEADS, _Q_LEN, _kv_len())
+        scores, heads = (self.q_heads, _Q_LEN, _kv_len()), np.arange(self.q_heads, dtype=np.float32)
         every: dict[str, Any] = {
             "softcap": {"softcap": 3.0},
             "bias": {"bias": rng.standard_normal(scores).astype(np.float32)},
-            "alibi": {"alibi_slopes": np.array([0.25, 0.0625], np.float32)},
+            "alibi": {"alibi_slopes": 0.25 / (1 + 3 * heads)},
             "mask": {"mask": rng.random(scores) < 0.7},
             "dropout": {"dropout": 0.25, "seed": (1, 2)},
         }
         options: dict[str, Any] = {"causal": True}
         if not self.wanted or "sinks" in self.wanted:
-            options["sinks"] = np.array([0.5, -0.5], np.float32)
+            options["sinks"] = 0.5 - heads / (self.q_heads - 1)
         for name in self.features:
             options |= every[name]
         if self.block_size is not None:
             size = (min(self.block_size[0], 128), min(self.block_size[1], 128))
-            options["block_mask"] = BlockMask.from_dense(_pattern(rng, size), block_size=size)
+            options["block_mask"] = BlockMask.from_dense(self._pattern(rng, size), block_size=size)
         return options
+
+    def _pattern(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """Empty, FULL and PARTIAL blocks, for all heads or for each."""
+        heads = 1 if self.together > 1 else self.q_heads
+        blocks = rng.integers(0, 3, (heads, -(-_Q_LEN // size[0]), -(-_kv_len() // size[1])))
+        blocks[..., 0] = 1
+        spread = blocks.repeat(size[0], 1).repeat(size[1], 2)[:, :_Q_LEN, : _kv_len()]
+        return (spread == 1) | ((spread == 2) & (rng.random(spread.shape) < 0.5))
 
     def _prepare(self, device: Device, problem: _Problem) -> Callable[[], Results]:
         q, k, v, dout = (device.from_host(x) for x in problem.operands)
@@ -137,7 +155,10 @@ def case_of(
     `precision` is what those kernels are held to.
     """
     own = bool(wanted) and deterministic
-    return Case(spec.dtype, spec.head_dim, max(1, spec.v_dim), features(spec), spec.block_size, wanted, precision, own)
+    # Fewer heads, of which tiles have as many: every divisor that they may have is one of this, too.
+    together = math.gcd(spec.listed_together, math.lcm(*range(1, MOST_HEADS + 1)))
+    dims = spec.head_dim, max(1, spec.v_dim)
+    return Case(spec.dtype, *dims, features(spec), spec.block_size, wanted, precision, own, together)
 
 
 def _named(results: tuple[Any, Any]) -> Results:
@@ -146,14 +167,6 @@ def _named(results: tuple[Any, Any]) -> Results:
 
 def _present(grads: Any) -> Results:
     return {name: grad for name, grad in grads._asdict().items() if grad is not None}
-
-
-def _pattern(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Empty, FULL and PARTIAL blocks."""
-    blocks = rng.integers(0, 3, (-(-_Q_LEN // size[0]), -(-_kv_len() // size[1])))
-    blocks[:, 0] = 1
-    spread = blocks.repeat(size[0], 0).repeat(size[1], 1)[:_Q_LEN, : _kv_len()]
-    return (spread == 1) | ((spread == 2) & (rng.random(spread.shape) < 0.5))
 
 
 def complaint_of(

@@ -40,6 +40,8 @@ _SM80_BACKWARD: tuple[_Shape, ...] = (
     *((dim, dim, None, ()) for dim in BUCKETS),
     *((dim, dim, 64, ()) for dim in (64, 128)),
 )
+# Where heads share lists, and with them tiles: head_dim, rows of a block, heads. Warps have 16 rows here, 32 there.
+_TOGETHER, _TOGETHER_BACKWARD = (128, 16, 8), (64, 32, 4)
 _SM80_DTYPES: dict[Kind, tuple[str, str]] = {
     "f16": ("float16", "highest"),
     "bf16": ("bfloat16", "highest"),
@@ -79,7 +81,18 @@ def _sm80(which: str, arch: str) -> list[MmaConfig | GradientConfig]:
         for head_dim, v_dim, block, own in _sm80_shapes(kind)
         if which == "plain" or not own  # "all" has dropout everywhere
     ]
-    return list(dict.fromkeys((*configs, *_sm80_gradients(which, arch, shared))))
+    together = _sm80_together(_sm80_kinds(divmod(number, 10)), shared) if which == "plain" else ()
+    return list(dict.fromkeys((*configs, *_sm80_gradients(which, arch, shared), *together)))
+
+
+def _sm80_together(kinds: list[Kind], shared: int) -> Iterator[MmaConfig | GradientConfig]:
+    for kind in kinds:
+        dim, block, heads = _TOGETHER
+        if kind != "tf32":  # split_tf32 has the same tiles, and more in registers
+            yield table_sm80.configure(Need(kind, dim, dim, (), block, shared, heads))
+        if kind in table_sm80_bwd.ADDS_QUERIES:
+            dim, block, heads = _TOGETHER_BACKWARD
+            yield table_sm80_bwd.configure_gradient("dq", Need(kind, dim, dim, (), block, shared, heads))
 
 
 def _sm80_gradients(which: str, arch: str, shared: int) -> Iterator[GradientConfig]:
@@ -182,6 +195,15 @@ def _sm80_cases(compute_capability: tuple[int, int]) -> Iterator[Case]:
     yield Case("float32", 64, 64, tuple(FEATURES), (64, 64), precision="tf32")
     for (head_dim, v_dim), block, wanted in itertools.product(_BEYOND_SM80, (None, *_BLOCKS), ((), ("q", "k", "v"))):
         yield Case("float32", head_dim, v_dim, block_size=_square(block), wanted=wanted)
+    for kind in _sm80_kinds(compute_capability):
+        yield from _cases_together(*_SM80_DTYPES[kind])
+
+
+def _cases_together(dtype: str, precision: str) -> Iterator[Case]:
+    dim, block, heads = _TOGETHER
+    yield Case(dtype, dim, dim, (), (block, block), (), precision, together=heads)
+    dim, block, heads = _TOGETHER_BACKWARD
+    yield Case(dtype, dim, dim, (), (block, block), ("q", "sinks"), precision, True, heads)
 
 
 def _square(block: int | None) -> tuple[int, int] | None:
