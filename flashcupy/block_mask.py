@@ -10,23 +10,22 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from flashcupy.blocks import algebra, check, convert, draw, recut
-from flashcupy.blocks.buffers import Buffers
+from flashcupy.blocks import algebra, check, placing, recut
 from flashcupy.blocks.constructors import ListConstructors
 from flashcupy.blocks.grid import Grid
-from flashcupy.blocks.host import check_device
-from flashcupy.blocks.lists import BlockLists, take_groups, transpose
+from flashcupy.blocks.lists import BlockLists, Lists, take_groups, transpose
+from flashcupy.blocks.views import MaskViews
 from flashcupy.patterns import PatternConstructors
 
 _PICKLE_VERSION = 1
 
 
-class BlockMask(ListConstructors, PatternConstructors):
+class BlockMask(ListConstructors, PatternConstructors, MaskViews):
     """Lists of the visible blocks of each block row of the score matrix, for block-sparse attention.
 
     A block is FULL (all its elements inside the shape are visible: no mask is evaluated), PARTIAL (its visible elements
-    are a bit pattern) or not listed (never visited). Memory is O(listed blocks). Masks are immutable, and always in
-    normal form: two masks that see the same elements have the same lists. Coordinates are absolute.
+    are a bit pattern) or not listed (never visited). Memory is O(listed blocks). Masks are immutable, and on the host
+    always in normal form: two masks that see the same elements have the same lists. Coordinates are absolute.
 
     Make one with a constructor: `from_blocks`, `from_dense`, `from_csr`, `from_ids`, `from_topk`, `from_predicate`,
     `from_scipy`, `empty`, or a pattern: `causal`, `sliding_window`, `global_tokens`, `prefix_lm`, `document`, `random`,
@@ -34,6 +33,11 @@ class BlockMask(ListConstructors, PatternConstructors):
     identity: see `equals`.
 
     Rows of the lists are flat, ``(b * H + h) * nq + i`` for block row i, and nq = ceil(Sq / bq).
+
+    A mask lives on the host, or on the device of the arrays it was made from. There constructors only launch kernels,
+    in the order of the current stream; the lists are arrays of the device, padded behind ``indptr[-1]``, and each
+    PARTIAL block has a pattern of its own. Methods that copy the lists to the host, and wait for that, say so. A mask
+    of the host serves calls on a device as well: its lists are copied there once.
 
     Examples
     --------
@@ -49,12 +53,13 @@ class BlockMask(ListConstructors, PatternConstructors):
 
     __array_ufunc__: ClassVar[None] = None
 
-    def __init__(self, lists: BlockLists, buffers: Buffers | None = None) -> None:
-        if not isinstance(lists, BlockLists):
+    def __init__(self, lists: Lists, buffers: Any = None) -> None:
+        if not isinstance(lists, Lists):
             raise TypeError("BlockMask is made by its constructors, such as BlockMask.from_blocks or BlockMask.causal")
-        self._lists = lists
+        # BlockLists on the host, DeviceLists on a device: arrays of the same names.
+        self._lists: Any = lists
         self._buffers = buffers
-        self._transposed = None if buffers is None else buffers.transposed
+        self._transposed: Any = None if buffers is None else buffers.transposed
         self._lock, self._copy_lock = threading.Lock(), threading.Lock()
         self._device_copies: dict[Any, Any] = {}
 
@@ -80,51 +85,73 @@ class BlockMask(ListConstructors, PatternConstructors):
 
     @property
     def device(self) -> str:
-        """Where the lists are: "cpu"."""
-        return "cpu"
+        """Where the lists are: "cpu", or a CUDA device such as "cuda:0"."""
+        return placing.HOST if self._on_host else self._lists.device.name
+
+    @property
+    def _on_host(self) -> bool:
+        return isinstance(self._lists, BlockLists)
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether it was made by `empty`."""
+        return self._buffers is not None and self._buffers.fixed
+
+    def host_lists(self) -> BlockLists:
+        """The lists on the host; of a mask on a device a copy in normal form, for which it is waited.
+
+        Raises
+        ------
+        ValueError
+            If a capacity has no room for all blocks of a mask on a device.
+        """
+        return self._lists if self._on_host else self._lists.to_host()
+
+    def _like_this(self, lists: BlockLists) -> BlockMask:
+        return BlockMask(placing.placed(lists, self.device))
 
     @property
     def capacity(self) -> int | None:
         """FULL blocks that fit; None for a mask that was not made by `empty`."""
-        return None if self._buffers is None else self._buffers.capacity
+        return self._buffers.capacity if self._fixed else None
 
     @property
     def partial_capacity(self) -> int | None:
         """PARTIAL blocks that fit; None for a mask that was not made by `empty`."""
-        return None if self._buffers is None else self._buffers.partial_capacity
+        return self._buffers.partial_capacity if self._fixed else None
 
     @property
-    def full_indptr(self) -> npt.NDArray[np.int64]:
+    def full_indptr(self) -> Any:
         """Where each row starts in `full_indices`, int64 (B * H * nq + 1,)."""
         return self._lists.full_indptr
 
     @property
-    def full_indices(self) -> npt.NDArray[np.int32]:
+    def full_indices(self) -> Any:
         """Columns of FULL blocks, int32, ascending and unique in a row."""
         return self._lists.full_indices
 
     @property
-    def partial_indptr(self) -> npt.NDArray[np.int64]:
+    def partial_indptr(self) -> Any:
         """Where each row starts in `partial_indices`, int64 (B * H * nq + 1,)."""
         return self._lists.partial_indptr
 
     @property
-    def partial_indices(self) -> npt.NDArray[np.int32]:
+    def partial_indices(self) -> Any:
         """Columns of PARTIAL blocks, int32, ascending and unique in a row."""
         return self._lists.partial_indices
 
     @property
-    def bits(self) -> npt.NDArray[np.uint32]:
-        """Distinct patterns, uint32 (n, bq, ceil(bk / 32)): column c of a row is bit c % 32 of word c // 32."""
+    def bits(self) -> Any:
+        """Patterns, uint32 (n, bq, ceil(bk / 32)), on the host distinct: column c is bit c % 32 of word c // 32."""
         return self._lists.bits
 
     @property
-    def bits_id(self) -> npt.NDArray[np.int32]:
+    def bits_id(self) -> Any:
         """The pattern of each PARTIAL block, int32, in the order of `partial_indices`."""
         return self._lists.bits_id
 
     def unpack(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Return patterns as bool elements.
+        """Return patterns as bool elements; waits for a mask on a device.
 
         Parameters
         ----------
@@ -149,11 +176,11 @@ class BlockMask(ListConstructors, PatternConstructors):
                [1, 1, 0, 0],
                [1, 1, 1, 0]])
         """
-        return self._lists.unpack(ids)
+        return self.host_lists().unpack(ids)
 
     @property
-    def lists(self) -> BlockLists:
-        """The six arrays together."""
+    def lists(self) -> Any:
+        """The six arrays together: `BlockLists`, or on a device `flashcupy.cuda.device_lists.DeviceLists`."""
         return self._lists
 
     def device_copy(self, key: Hashable, copy: Callable[[], Any]) -> Any:
@@ -165,21 +192,33 @@ class BlockMask(ListConstructors, PatternConstructors):
             return copies[key]
 
     @property
-    def transposed(self) -> BlockLists:
+    def transposed(self) -> Any:
         """Lists of the transposed mask, in the same layout: the queries that see each key block.
 
-        Built at first use and kept; a rewrite through ``out=`` renews them. Threads may share the mask.
+        Built with the mask on a device, at first use on the host, and kept; a rewrite through ``out=`` renews them.
+        Threads may share the mask. Of masks on a device that were not made there, or by ``empty(transposed=False)``,
+        they are built at first use, for which the device is waited for.
         """
+        if self._buffers is not None and not self._on_host:
+            return self._buffers.columns()
         with self._lock:
             if self._transposed is None:
-                self._transposed = transpose(self._lists)
+                self._transposed = self._new_transposed()
             return self._transposed
+
+    def _new_transposed(self) -> Any:
+        if self._on_host:
+            return transpose(self._lists)
+        return placing.builder().upload(transpose(self.host_lists()), self.device, transposed=True)
 
     @property
     def mT(self) -> BlockMask:  # noqa: N802  (the array API's name)
-        """The mask (B, H, Sk, Sq) with queries and keys exchanged; of a mask made by `empty`, as it is now."""
-        if self._buffers is not None:
-            return BlockMask(transpose(self._lists))
+        """The mask (B, H, Sk, Sq) with queries and keys exchanged; of a mask made by `empty`, as it is now.
+
+        That is a copy, and of such a mask on a device it is waited for.
+        """
+        if self._fixed:
+            return self._like_this(transpose(self.host_lists()))
         result = BlockMask(self.transposed)
         result._transposed = self._lists
         return result
@@ -187,26 +226,35 @@ class BlockMask(ListConstructors, PatternConstructors):
     def _rewrite(self, lists: BlockLists) -> BlockMask:
         if self._buffers is None:
             raise ValueError("out must be a mask made by BlockMask.empty, got an immutable one")
+        if not self._on_host:
+            raise ValueError(f"out is on {self.device}, expected a mask on the host, where the arrays are")
         with self._lock:
             self._buffers.rewrite(lists)
+        return self._rewritten()
+
+    def _rewritten(self) -> BlockMask:
+        with self._lock:
             self._transposed = self._buffers.transposed
             self._device_copies = {}
         return self
 
     def __and__(self, other: BlockMask) -> BlockMask:
+        """What both masks see; waits for masks on a device."""
         if not isinstance(other, BlockMask):
             return NotImplemented
         self._check_same_grid(other, "&")
-        return BlockMask(algebra.intersection(self._lists, other._lists))
+        return self._like_this(algebra.intersection(self.host_lists(), other.host_lists()))
 
     def __or__(self, other: BlockMask) -> BlockMask:
+        """What either mask sees; waits for masks on a device."""
         if not isinstance(other, BlockMask):
             return NotImplemented
         self._check_same_grid(other, "|")
-        return BlockMask(algebra.union(self._lists, other._lists))
+        return self._like_this(algebra.union(self.host_lists(), other.host_lists()))
 
     def __invert__(self) -> BlockMask:
-        return BlockMask(algebra.complement(self._lists))
+        """What the mask does not see, inside the shape; waits for a mask on a device."""
+        return self._like_this(algebra.complement(self.host_lists()))
 
     def _check_same_grid(self, other: BlockMask, operator: str) -> None:
         if self._lists.grid != other._lists.grid:
@@ -214,14 +262,18 @@ class BlockMask(ListConstructors, PatternConstructors):
                 f"{operator} needs masks of one shape and block_size, got {self.shape} in {self.block_size} blocks "
                 f"and {other.shape} in {other.block_size} blocks"
             )
+        if self.device != other.device:
+            raise ValueError(
+                f"{operator} needs masks on one device, got one on {self.device} and one on {other.device}"
+            )
 
     def __getitem__(self, index: tuple[int | slice, int | slice]) -> BlockMask:
-        """Return ``mask[b, h]`` as a mask of four dims; b and h are ints or slices."""
+        """Return ``mask[b, h]`` as a mask of four dims; b and h are ints or slices. Waits for a mask on a device."""
         if not isinstance(index, tuple) or len(index) != 2:
             raise TypeError(f"a BlockMask is indexed as mask[b, h], got mask[{index!r}]")
         batch, heads = (self._pick(n, at) for n, at in zip(self.shape, index, strict=False))
         groups = (batch[:, None] * self.shape[1] + heads).ravel()
-        return BlockMask(take_groups(self._lists, groups, len(batch), len(heads)))
+        return self._like_this(take_groups(self.host_lists(), groups, len(batch), len(heads)))
 
     @staticmethod
     def _pick(n: int, index: int | slice) -> npt.NDArray[np.int64]:
@@ -232,6 +284,8 @@ class BlockMask(ListConstructors, PatternConstructors):
 
     def rows(self, start: int, stop: int) -> BlockMask:
         """Return element rows ``start <= i < stop`` as a mask of its own; columns keep their coordinates.
+
+        Waits for a mask on a device.
 
         Parameters
         ----------
@@ -255,10 +309,10 @@ class BlockMask(ListConstructors, PatternConstructors):
         >>> BlockMask.causal((128, 128)).rows(40, 104).equals(shifted)
         True
         """
-        return BlockMask(recut.rows(self._lists, start, stop))
+        return self._like_this(recut.rows(self.host_lists(), start, stop))
 
     def with_block_size(self, block_size: int | tuple[int, int]) -> BlockMask:
-        """Return the same elements cut into blocks of another size.
+        """Return the same elements cut into blocks of another size; waits for a mask on a device.
 
         Parameters
         ----------
@@ -276,106 +330,42 @@ class BlockMask(ListConstructors, PatternConstructors):
         >>> BlockMask.causal((256, 256)).with_block_size(128).equals(BlockMask.causal((256, 256), block_size=128))
         True
         """
-        return BlockMask(recut.with_block_size(self._lists, block_size))
-
-    def equals(self, other: BlockMask) -> bool:
-        """Tell whether both masks have one shape and block size and see the same elements; O(blocks)."""
-        if not isinstance(other, BlockMask):
-            raise TypeError(f"other must be a BlockMask, got {type(other).__name__}")
-        return check.equal(self._lists, other._lists)
-
-    @property
-    def density(self) -> float:
-        """Fraction of all blocks that are visited, FULL or PARTIAL; 0.0 for a mask without blocks."""
-        return check.density(self._lists)
-
-    def stats(self) -> dict[str, int | float]:
-        """Return figures about the mask.
-
-        Returns
-        -------
-        dict
-            ``blocks`` in all, of these ``full``, ``partial`` and ``empty``; ``density`` in blocks; ``element_density``;
-            ``visited``, the scores in visited blocks over the mask's own batch and heads: a forward with head_dim D
-            computes 4 * D * visited FLOPs; ``patterns`` stored; ``bytes`` of the lists; ``longest_row`` and
-            ``longest_column``, the most blocks in one, which bound how evenly the forward and the gradients of keys
-            can be spread over processors; ``row_imbalance`` and ``column_imbalance``, these over the mean.
-
-        Examples
-        --------
-        >>> from flashcupy.block_mask import BlockMask
-        >>> stats = BlockMask.causal((128, 128)).stats()
-        >>> stats["full"], stats["partial"], stats["empty"], stats["element_density"]
-        (1, 2, 1, 0.50390625)
-        """
-        return check.stats(self._lists)
+        return self._like_this(recut.with_block_size(self.host_lists(), block_size))
 
     def check(self) -> None:
-        """Validate every invariant of the lists; ValueError names the first that is broken."""
-        check.check(self._lists, self._transposed)
+        """Validate every invariant of the lists; ValueError names the first that is broken.
 
-    def to_dense(self) -> npt.NDArray[np.bool_]:
-        """Return one bool per score (B, H, Sq, Sk): the only method that needs memory for that."""
-        return convert.to_dense(self._lists)
+        Of a mask on a device it is also an error if a capacity had no room for all blocks, or if ids or counts were out
+        of range or repeated; it is waited for.
+        """
+        if self._on_host:
+            check.check(self._lists, self._transposed)
+        elif self._buffers is not None:
+            self._buffers.check()
+        else:
+            self._lists.check(self._transposed)
 
     def to_device(self, device: str) -> BlockMask:
-        """Return itself for "cpu"; UnsupportedError for a CUDA device: calls there copy the lists by themselves."""
-        check_device(device)
-        return self
+        """Return the mask on a device, or on the host ("cpu"): itself where it is there already.
 
-    def to_scipy(self, format: str | None = None) -> Any:
-        """Return the mask as sparse matrices of bool.
-
-        Parameters
-        ----------
-        format : str, optional
-            Any of scipy.sparse. Default: "bsr" if the blocks divide the shape, else "csr".
-
-        Returns
-        -------
-        scipy.sparse array (Sq, Sk)
-            For a mask with B = H = 1; otherwise the nested list ``[[m for each head] for each batch entry]``.
+        Waits for a mask on a device. Copies are immutable: a later rewrite of this mask does not reach them.
 
         Raises
         ------
         ValueError
-            If "bsr" is asked for and the blocks do not divide the shape.
-        ImportError
-            If SciPy is missing.
+            If there is no such device.
 
         Examples
         --------
         >>> from flashcupy.block_mask import BlockMask
-        >>> BlockMask.causal((100, 100)).to_scipy().nnz
-        5050
+        >>> mask = BlockMask.causal((128, 128))
+        >>> mask.to_device("cpu") is mask
+        True
         """
-        return convert.to_scipy(self._lists, format)
-
-    def plot(self, ax: Any = None, *, batch: int = 0, head: int = 0) -> Any:
-        """Draw the blocks of one head in element coordinates: empty ones white, PARTIAL ones half dark, FULL ones dark.
-
-        Large masks are drawn at a lower resolution, as dark as they are dense; the score matrix is never built.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, optional
-            Default: the axes of a new figure.
-        batch, head : int
-            Which entry.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-
-        Raises
-        ------
-        IndexError, ImportError
-            If there is no such entry; if matplotlib is missing.
-        """
-        return draw.plot(self[batch, head]._lists, ax)
-
-    def __str__(self) -> str:
-        return draw.text(self._lists)
+        name = placing.check_device(device)
+        if name == self.device:
+            return self
+        return BlockMask(placing.placed(self.host_lists(), name))
 
     def __repr__(self) -> str:
         return f"BlockMask(shape={self.shape}, block_size={self.block_size}, device={self.device!r})"
@@ -387,7 +377,7 @@ class BlockMask(ListConstructors, PatternConstructors):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies, because a mask made by `empty` comes out as it is now and does not follow later rewrites.
-        arrays = {name: array.copy() for name, array in self._lists.trimmed().arrays().items()}
+        arrays = {name: array.copy() for name, array in self.host_lists().trimmed().arrays().items()}
         return _unpickle, ({"version": _PICKLE_VERSION, "shape": self.shape, "block_size": self.block_size, **arrays},)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from flashcupy import arrays, metadata, options
-from flashcupy.arrays import Array
+from flashcupy.arrays import HOST, Array
 from flashcupy.lengths import packed_rows, used_rows
 from flashcupy.metadata import Lists, Packing, meta
 from flashcupy.operands import companion, small
@@ -85,7 +85,7 @@ def _spec(operands: dict[str, Any], device: str, packing: Packing | None, opts: 
         device,
         packing,
         *map(meta, operands.values()),
-        None if opts.block_mask is None else _lists(opts.block_mask),
+        None if opts.block_mask is None else _lists(opts.block_mask, device),
         options.check_window(opts.window),
         opts.causal,
         opts.scale,
@@ -95,12 +95,14 @@ def _spec(operands: dict[str, Any], device: str, packing: Packing | None, opts: 
     )
 
 
-def _lists(block_mask: Any) -> Lists:
+def _lists(block_mask: Any, device: str) -> Lists:
     from flashcupy.block_mask import BlockMask
 
     if not isinstance(block_mask, BlockMask):
         got = type(block_mask).__name__
         raise TypeError(f"block_mask is a {got}, expected a flashcupy.BlockMask; a bool array goes to mask=")
+    if block_mask.device not in (HOST, device):
+        raise ValueError(f"block_mask is on {block_mask.device}, expected {device}, where q is, or the host")
     return Lists(block_mask.shape, block_mask.block_size)
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from flashcupy.blocks import algebra, band, documents, sampled
+from flashcupy.blocks import algebra, band, documents, placing, sampled
 from flashcupy.blocks.grid import BlockSize, Grid, check_count
-from flashcupy.blocks.host import check_device
-from flashcupy.blocks.lists import BlockLists, broadcast_groups
+from flashcupy.blocks.lists import BlockLists, Lists, broadcast_groups
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,12 +23,12 @@ class PatternConstructors:
 
     `shape` is (Sq, Sk) in elements, `block_size` an int or (bq, bk): 16, 32, 64, 128 or a multiple of 128. A mask with
     `batch` and `heads` 1 serves all batch entries and heads; larger ones repeat the pattern, to be combined with masks
-    that differ by head.
+    that differ by head. Patterns are built on the host; with a `device` such as "cuda:0" the lists are copied there.
     """
 
     if TYPE_CHECKING:
 
-        def __init__(self, lists: BlockLists) -> None: ...
+        def __init__(self, lists: Lists) -> None: ...
 
     @classmethod
     def causal(
@@ -106,7 +105,7 @@ class PatternConstructors:
         2
         """
         grid = _grid(shape, block_size, batch, heads, device)
-        return cls(_repeat(band.band(grid.one_head, left, right, align), grid))
+        return cls(placing.placed(_repeat(band.band(grid.one_head, left, right, align), grid), device))
 
     @classmethod
     def global_tokens(
@@ -143,7 +142,12 @@ class PatternConstructors:
         n = check_count("n", n)
         grid = _grid(shape, block_size, batch, heads, device)
         one = grid.one_head
-        return cls(_repeat(algebra.union(band.leading(one, n, one.seqlen_k), band.leading(one, one.seqlen_q, n)), grid))
+        return cls(
+            placing.placed(
+                _repeat(algebra.union(band.leading(one, n, one.seqlen_k), band.leading(one, one.seqlen_q, n)), grid),
+                device,
+            )
+        )
 
     @classmethod
     def prefix_lm(
@@ -184,7 +188,7 @@ class PatternConstructors:
         grid = _grid(shape, block_size, batch, heads, device)
         one = grid.one_head
         causal = band.band(one, None, 0, "bottom-right")
-        return cls(_repeat(algebra.union(causal, band.leading(one, one.seqlen_q, n)), grid))
+        return cls(placing.placed(_repeat(algebra.union(causal, band.leading(one, one.seqlen_q, n)), grid), device))
 
     @classmethod
     def document(
@@ -223,10 +227,10 @@ class PatternConstructors:
         >>> int(packed.to_dense()[0, 0, 110].sum())
         11
         """
-        check_device(device)
+        placing.check_device(device)
         lists = documents.from_ids(q_ids, k_ids, block_size)
         heads = check_count("heads", heads)
-        return cls(_repeat(lists, dataclasses.replace(lists.grid, heads=heads)))
+        return cls(placing.placed(_repeat(lists, dataclasses.replace(lists.grid, heads=heads)), device))
 
     @classmethod
     def random(
@@ -266,7 +270,7 @@ class PatternConstructors:
         per_row = check_count("per_row", per_row)
         if per_row > grid.nk:
             raise ValueError(f"per_row must be at most the {grid.nk} block columns of the mask, got {per_row}")
-        return cls(sampled.random_blocks(grid, per_row, np.random.default_rng(rng)))
+        return cls(placing.placed(sampled.random_blocks(grid, per_row, np.random.default_rng(rng)), device))
 
     @classmethod
     def bigbird(
@@ -317,11 +321,13 @@ class PatternConstructors:
         if window % 2 == 0:
             raise ValueError(f"window must be odd, to be centred on the diagonal, got {window}")
         n_global, n_random = check_count("n_global", n_global), check_count("n_random", n_random)
-        return cls(sampled.bigbird(grid, window, n_global, n_random, np.random.default_rng(rng)))
+        return cls(
+            placing.placed(sampled.bigbird(grid, window, n_global, n_random, np.random.default_rng(rng)), device)
+        )
 
 
 def _grid(shape: tuple[int, int], block_size: BlockSize, batch: int, heads: int, device: str | None) -> Grid:
-    check_device(device)
+    placing.check_device(device)
     return Grid.make(shape, block_size, batch, heads)
 
 

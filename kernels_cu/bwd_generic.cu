@@ -85,7 +85,7 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dq_generic(const AttentionParams& params) {
     auto& shared = shared_memory<TileShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
+    typename Schedule::Scheduler scheduler(params, params.lists, Tiles::kOwner, params.q_len, params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.q.allotted) continue;
@@ -178,7 +178,8 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dkv_generic(const AttentionParams& params) {
     auto& shared = shared_memory<KeyShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.kv_len, Tiles::kOwner), params.kv_heads, Order::kFirstFirst);
+    typename Schedule::Scheduler scheduler(params, params.transposed_lists, Tiles::kOwner, params.kv_len, params.kv_heads,
+                                           Order::kFirstFirst);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.k.allotted) continue;

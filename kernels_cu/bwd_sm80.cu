@@ -180,7 +180,8 @@ private:
 template <class Tiles, class Schedule, class Hooks, bool kAddsQ>
 __device__ __forceinline__ void bwd_dkv_sm80(const AttentionParams& params) {
     auto& shared = shared_memory<MmaKeyShared<Tiles, Schedule, kAddsQ>>();
-    StaticScheduler scheduler(params, ceil_div(params.kv_len, Tiles::kOwner), params.kv_heads, Order::kFirstFirst);
+    typename Schedule::Scheduler scheduler(params, params.transposed_lists, Tiles::kOwner, params.kv_len, params.kv_heads,
+                                           Order::kFirstFirst);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.k.allotted) continue;
@@ -315,7 +316,8 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void bwd_dq_sm80(const AttentionParams& params) {
     auto& shared = shared_memory<MmaQueryShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kHeadRows), params.q_heads / Tiles::kHeads);
+    typename Schedule::Scheduler scheduler(params, params.lists, Tiles::kHeadRows, params.q_len,
+                                           params.q_heads / Tiles::kHeads);
     for (Work work; scheduler.next(work);) {
         work.head *= Tiles::kHeads;  // the first of the tile
         const Sequence own = sequence(params, work);

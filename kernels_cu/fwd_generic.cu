@@ -105,7 +105,7 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void fwd_generic(const AttentionParams& params) {
     auto& shared = shared_memory<TileShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kOwner), params.q_heads);
+    typename Schedule::Scheduler scheduler(params, params.lists, Tiles::kOwner, params.q_len, params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
         if (work.tile * Tiles::kOwner >= own.q.allotted) continue;

@@ -208,7 +208,8 @@ private:
 template <class Tiles, class Schedule, class Hooks>
 __device__ __forceinline__ void fwd_sm80(const AttentionParams& params) {
     auto& shared = shared_memory<MmaShared<Tiles, Schedule>>();
-    StaticScheduler scheduler(params, ceil_div(params.q_len, Tiles::kHeadRows), params.q_heads / Tiles::kHeads);
+    typename Schedule::Scheduler scheduler(params, params.lists, Tiles::kHeadRows, params.q_len,
+                                           params.q_heads / Tiles::kHeads);
     for (Work work; scheduler.next(work);) {
         work.head *= Tiles::kHeads;  // the first of the tile
         const Sequence own = sequence(params, work);

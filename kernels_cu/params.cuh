@@ -27,10 +27,14 @@ struct BlockLists {
     const i64* partial_indptr;
     const i32* partial_indices;
     const i32* bits_id;
-    const u32* bits;  // (patterns, row_size, words)
-    i32 batch;        // 1 where all entries share the lists
-    i32 heads;        // 1, or a divisor of the query heads
-    i32 rows;         // block rows of one head
+    const u32* bits;       // (patterns, row_size, words)
+    const i32* order;      // all rows, in the order in which they are computed
+    i64 capacity;          // FULL blocks that the arrays hold: rows that start or end beyond are incomplete
+    i64 partial_capacity;
+    i64 patterns;
+    i32 batch;             // 1 where all entries share the lists
+    i32 heads;             // 1, or a divisor of the query heads
+    i32 rows;              // block rows of one head
     i32 row_size;
     i32 column_size;
     i32 words;

@@ -31,6 +31,8 @@ class _Storage:
 class Buffers:
     """The lists of a mask made by `BlockMask.empty` and, if asked for, those of its transpose."""
 
+    fixed = True
+
     def __init__(self, grid: Grid, capacity: int, partial_capacity: int, transposed: bool) -> None:
         self.capacity = capacity
         self.partial_capacity = partial_capacity

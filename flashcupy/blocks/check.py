@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +20,28 @@ def equal(a: BlockLists, b: BlockLists) -> bool:
 
 def check(lists: BlockLists, transposed: BlockLists | None) -> None:
     """Raise ValueError naming the first broken invariant."""
-    for checks in (_indptr_errors(lists), _index_errors(lists), _pattern_errors(lists)):
-        for broken, message in checks:
-            if broken:
-                raise ValueError(message)
+    _raise_first(_indptr_errors(lists), _index_errors(lists), _id_errors(lists), _pattern_errors(lists))
     if transposed is not None and not equal(transposed, transpose(lists)):
         raise ValueError("the transposed lists are not those of the transposed mask")
+
+
+def check_raw(lists: BlockLists) -> None:
+    """Raise ValueError for lists that cannot be brought into normal form."""
+    for kind in ("full", "partial"):
+        listed, room = int(getattr(lists, f"{kind}_indptr")[-1]), len(getattr(lists, f"{kind}_indices"))
+        if listed > room:
+            name = "capacity" if kind == "full" else "partial_capacity"
+            raise ValueError(
+                f"the mask has {listed} {kind.upper()} blocks, and room for {room} ({name}): results of rows that it "
+                "has no room for are NaN"
+            )
+    _raise_first(_indptr_errors(lists), _index_errors(lists), _id_errors(lists))
+
+
+def _raise_first(*checks: Iterator[tuple[Any, str]]) -> None:
+    for broken, message in itertools.chain(*checks):
+        if broken:
+            raise ValueError(message)
 
 
 def _indptr_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
@@ -57,11 +74,14 @@ def _index_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
     yield np.intersect1d(keys[0], keys[1], assume_unique=True).size, "a block is listed both FULL and PARTIAL"
 
 
+def _id_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
+    n_stored, ids = len(lists.bits), lists.bits_id[: lists.n_partial]
+    yield ((ids < 0) | (ids >= n_stored)).any(), f"bits_id must lie in [0, {n_stored})"
+
+
 def _pattern_errors(lists: BlockLists) -> Iterator[tuple[Any, str]]:
-    n_stored = len(lists.bits)
     lists = lists.trimmed()
     ids = lists.bits_id
-    yield ((ids < 0) | (ids >= n_stored)).any(), f"bits_id must lie in [0, {n_stored})"
     yield len(np.unique(ids)) != len(lists.bits), "bits has a pattern that no block uses"
     yield len(bitops.dedupe(lists.bits)[0]) != len(lists.bits), "bits stores a pattern twice"
     yield not lists.bits.any(axis=(1, 2)).all(), "bits has a pattern that sees nothing"

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from flashcupy.blocks import build, convert, topk
-from flashcupy.blocks.buffers import Buffers
+from flashcupy.blocks import build, convert, placing, topk
 from flashcupy.blocks.grid import BlockSize, Grid, check_count
-from flashcupy.blocks.host import check_device
-from flashcupy.blocks.lists import BlockLists
+from flashcupy.blocks.lists import BlockLists, Lists
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,17 +21,40 @@ class ListConstructors:
     """The part of BlockMask that builds it from what callers have."""
 
     if TYPE_CHECKING:
+        _buffers: Any
 
-        def __init__(self, lists: BlockLists, buffers: Buffers | None = None) -> None: ...
+        @property
+        def _on_host(self) -> bool: ...
+        @property
+        def _fixed(self) -> bool: ...
+        def __init__(self, lists: Lists, buffers: Any = None) -> None: ...
         def _rewrite(self, lists: BlockLists) -> Self: ...
+        def _rewritten(self) -> Self: ...
+        def host_lists(self) -> BlockLists: ...
 
     @classmethod
     def _into(cls, lists: BlockLists, out: Self | None) -> Self:
         if out is None:
             return cls(lists)
+        cls._require_mask(out)
+        return out._rewrite(lists)
+
+    @classmethod
+    def _built_there(cls, build: Callable[..., Any], out: Self | None, *sources: Any) -> Self:
+        if out is None:
+            made = build(None, *sources)
+            return cls(made.lists, made)
+        cls._require_mask(out)
+        if out._on_host or not out._fixed:
+            kind = "a mask on the host" if out._on_host else "an immutable one"
+            raise ValueError(f"out must be a mask made by BlockMask.empty on the device of the arrays, got {kind}")
+        build(out._buffers, *sources)
+        return out._rewritten()
+
+    @classmethod
+    def _require_mask(cls, out: Any) -> None:
         if not isinstance(out, cls):
             raise TypeError(f"out must be a BlockMask made by BlockMask.empty, got {type(out).__name__}")
-        return out._rewrite(lists)
 
     @classmethod
     def from_blocks(
@@ -50,14 +71,14 @@ class ListConstructors:
         block_size : int or (int, int)
             Rows and columns of a block: 16, 32, 64, 128 or a multiple of 128.
         out : BlockMask, optional
-            A mask made by `empty`, rewritten in place and returned.
+            A mask made by `empty` where `blocks` is, rewritten in place and returned.
 
         Raises
         ------
         TypeError
             If `blocks` is not bool.
         ValueError
-            If shapes disagree, or `out` is too small; `out` is then untouched.
+            If shapes disagree, or `out`, on the host, is too small; `out` is then untouched.
 
         Examples
         --------
@@ -67,6 +88,8 @@ class ListConstructors:
         >>> mask.full_indices
         array([0, 1, 2, 3], dtype=int32)
         """
+        if placing.on_device(blocks):
+            return cls._built_there(placing.builder().from_blocks, out, blocks, shape, block_size)
         return cls._into(build.from_blocks(blocks, shape, block_size), out)
 
     @classmethod
@@ -93,6 +116,8 @@ class ListConstructors:
         >>> bool((BlockMask.from_dense(dense, block_size=32).to_dense() == dense).all())
         True
         """
+        if placing.on_device(mask):
+            return cls._built_there(placing.builder().from_dense, out, mask, block_size)
         return cls._into(build.from_dense(mask, block_size), out)
 
     @classmethod
@@ -171,7 +196,8 @@ class ListConstructors:
         TypeError
             If `ids` or `counts` is not of integers.
         ValueError
-            If an id is out of range or repeated in its row, or shapes disagree.
+            If an id, on the host, is out of range or repeated in its row, or shapes disagree. On a device such ids are
+            left out, and `check` tells.
 
         Examples
         --------
@@ -180,6 +206,8 @@ class ListConstructors:
         >>> mask.full_indptr, mask.full_indices
         (array([0, 2, 3]), array([0, 1, 1], dtype=int32))
         """
+        if placing.on_device(ids, counts):
+            return cls._built_there(placing.builder().from_ids, out, ids, shape, counts, block_size)
         return cls._into(build.from_ids(ids, shape, counts, block_size), out)
 
     @classmethod
@@ -223,6 +251,9 @@ class ListConstructors:
         >>> BlockMask.from_topk(scores, 1, (128, 192)).full_indices
         array([1, 0], dtype=int32)
         """
+        if placing.on_device(scores, allowed, include):
+            own = placing.builder().from_topk
+            return cls._built_there(own, out, scores, k, shape, block_size, allowed, include)
         lists = topk.from_topk(scores, k, shape, block_size=block_size, allowed=allowed, include=include)
         return cls._into(lists, out)
 
@@ -252,8 +283,8 @@ class ListConstructors:
         within : BlockMask, optional
             A mask of the same shape and block size (its B and H may be 1): f is called on its blocks only, and the
             result is ``f & within``. Without it, f is evaluated on all B * H * Sq * Sk elements.
-        device : {None, "cpu"}
-            Where the mask lives.
+        device : str, optional
+            Where the mask lives: "cpu", or a CUDA device such as "cuda:0". f is evaluated on the host.
 
         Raises
         ------
@@ -270,9 +301,10 @@ class ListConstructors:
         >>> int(dilated.to_dense()[0, 0, 500].sum())
         51
         """
-        check_device(device)
+        name = placing.check_device(device)
         grid = Grid.make(shape, block_size, batch, heads)
-        return cls(build.from_predicate(f, grid, None if within is None else _candidates(within, grid)))
+        lists = build.from_predicate(f, grid, None if within is None else _candidates(within, grid))
+        return cls(placing.placed(lists, name))
 
     @classmethod
     def from_scipy(cls, m: Any, *, block_size: BlockSize | None = None) -> Self:
@@ -319,7 +351,8 @@ class ListConstructors:
     ) -> Self:
         """Make a mask that sees nothing, with lists of fixed address for constructors to write to (``out=``).
 
-        Its index arrays are as long as the capacity; what lies behind ``indptr[-1]`` is padding.
+        Its index arrays are as long as the capacity; what lies behind ``indptr[-1]`` is padding. On a device it
+        takes `check` to tell that a capacity is too small: results of rows that it has no room for are NaN.
 
         Parameters
         ----------
@@ -328,7 +361,8 @@ class ListConstructors:
         capacity, partial_capacity : int
             FULL and PARTIAL blocks that fit, over all rows and heads.
         transposed : bool
-            Keep the lists of the transposed mask, which the backward pass reads, at fixed addresses too.
+            Keep the lists of the transposed mask, which the backward reads, at fixed addresses too. On a device a graph
+            of a backward needs that.
 
         Raises
         ------
@@ -344,8 +378,8 @@ class ListConstructors:
         >>> mask.full_indptr
         array([0, 1, 2])
         """
-        check_device(device)
-        buffers = Buffers(
+        buffers = placing.empty_buffers(
+            device,
             Grid.make(shape, block_size, batch, heads),
             check_count("capacity", capacity),
             check_count("partial_capacity", partial_capacity),
@@ -355,9 +389,9 @@ class ListConstructors:
 
 
 def _candidates(within: BlockMask, grid: Grid) -> BlockLists:
-    lists = getattr(within, "_lists", None)
-    if not isinstance(lists, BlockLists):
+    if not isinstance(within, ListConstructors):
         raise TypeError(f"within must be a BlockMask, got {type(within).__name__}")
+    lists = within.host_lists()
     own = lists.grid
     if (own.one_head != grid.one_head) or own.batch not in (1, grid.batch) or own.heads not in (1, grid.heads):
         raise ValueError(

@@ -11,24 +11,13 @@ from flashcupy import arrays
 from flashcupy.errors import UnsupportedError
 
 
-def check_device(device: Any) -> None:
-    """Accept None and "cpu"; a CUDA device raises UnsupportedError."""
-    name = "cpu" if device is None else str(device)
-    if name == "cpu":
-        return
-    if name.startswith("cuda"):
-        raise UnsupportedError(f"device={device!r}: this version builds masks on the CPU only")
-    raise ValueError(f"device must be None or 'cpu', got {device!r}")
-
-
 def _of_kind(name: str, array: Any, kinds: str, wanted: str) -> np.ndarray:
-    on_device = UnsupportedError(f"{name} lives on a device: this version builds masks on the CPU only")
     if arrays.in_device_memory(array):
-        raise on_device
-    try:
-        result, _ = arrays.read(array, name)
-    except UnsupportedError:
-        raise on_device from None
+        raise UnsupportedError(
+            f"{name} is in device memory: on a device masks are made by from_blocks, from_ids, from_topk and "
+            "from_dense alone, with all arrays there; others are made on the host, and go there by to_device"
+        )
+    result, _ = arrays.read(array, name)
     # An empty sequence has no dtype of its own; NumPy calls it float64.
     if result.dtype.kind not in kinds and not (result.size == 0 and not hasattr(array, "dtype")):
         raise TypeError(f"{name} must be {wanted}, got dtype {result.dtype}")

@@ -14,8 +14,14 @@ FULL = -1
 ABSENT = -2
 
 
+class Lists:
+    """Lists of a mask, wherever they are: those on a device are `flashcupy.cuda.device_lists.DeviceLists`."""
+
+    grid: Grid
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class BlockLists:
+class BlockLists(Lists):
     """Compact lists of the visible blocks of each block row; read-only arrays.
 
     Rows are flat, ``(b * H + h) * nq + i``. Arrays of fixed capacity may be longer than ``indptr[-1]``; what lies

@@ -1,37 +1,46 @@
-"""A block mask's lists on a device: copied there at first use, and kept with the mask."""
+"""A block mask's lists on a device: its own, or copied there at first use and kept with the mask."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from flashcupy.block_mask import BlockMask
-from flashcupy.cuda.device import Device, runtime
+from flashcupy.blocks.lists import BlockLists
+from flashcupy.cuda.device import Device
+from flashcupy.cuda.device_lists import DeviceLists
 from flashcupy.cuda.launch import keep_for_graph
-from flashcupy.cuda.plan import LIST_SLOTS, MaskGrid
+from flashcupy.cuda.plan import MaskGrid
+from flashcupy.cuda.verdicts import check_mode, is_checking
 from flashcupy.errors import NotWarmedUpError
 
 
 def mask_grid(mask: BlockMask) -> MaskGrid:
-    return MaskGrid(mask.shape[0], mask.shape[1], mask.num_block_rows, mask.num_block_cols, mask.block_size)
+    # On the host no capacity is ever exceeded.
+    may_overflow = mask.capacity is not None and mask.device != "cpu"
+    return MaskGrid(
+        mask.shape[0], mask.shape[1], mask.num_block_rows, mask.num_block_cols, mask.block_size, may_overflow
+    )
 
 
 def list_addresses(mask: BlockMask, device: Device, *, transposed: bool) -> dict[str, int]:
-    """Addresses of the lists by slot name, on `device`."""
+    """What kernels get of the lists, by slot name."""
     name = "transposed_lists" if transposed else "lists"
+    if mask.device == device.name and check_mode() == "values" and not device.is_capturing() and not is_checking():
+        mask.check()
+    lists = mask.transposed if transposed else mask.lists
+    if isinstance(lists, BlockLists):
+        lists = _copied(mask, lists, device, name)
+    keep_for_graph(device, lists)
+    return lists.slots(name)
 
-    def copy() -> dict[str, Any]:
+
+def _copied(mask: BlockMask, lists: BlockLists, device: Device, name: str) -> DeviceLists:
+    def copy() -> DeviceLists:
         if device.is_capturing():
             raise NotWarmedUpError(
                 "the block_mask has no copy of its lists on the device yet, and none can be made while a graph is "
                 "captured: call flashcupy.warmup with it before"
             )
-        lists = (mask.transposed if transposed else mask.lists).trimmed()
-        copies = {slot: device.from_host(np.ascontiguousarray(getattr(lists, slot))) for slot in LIST_SLOTS}
+        copies = DeviceLists.from_host(device, lists, transposed=name == "transposed_lists")
         device.synchronize()  # once: calls on other streams use them too
         return copies
 
-    copies = mask.device_copy((device.name, name), copy)
-    keep_for_graph(device, copies)
-    return {f"{name}.{slot}": runtime().pointer(copies[slot]) for slot in LIST_SLOTS}
+    return mask.device_copy((device.name, name), copy)

@@ -9,6 +9,7 @@ from flashcupy.cuda import config, config_generic
 from flashcupy.cuda.elementwise import fill, sum_batch
 from flashcupy.cuda.params import Operand, SumSinksParams
 from flashcupy.cuda.plan import INPUTS, SEQUENCE_OPERANDS, Plan, PlanBuilder, Work
+from flashcupy.cuda.poison import poison_gradients
 
 _UPSTREAM = ("dout", "stats", "delta")
 
@@ -28,8 +29,12 @@ def plan_generic(build: PlanBuilder, wanted: Sequence[str], *, tails: bool, dete
     return finish(build, wanted)
 
 
-def finish(build: PlanBuilder, wanted: Sequence[str]) -> Plan:
-    """Add what all families end with: sums over batch dims that an operand broadcasts over, over rows for dsinks."""
+def finish(build: PlanBuilder, wanted: Sequence[str], *, together: bool = False) -> Plan:
+    """Add what all families end with: sums over batch dims that an operand broadcasts over, over rows for dsinks.
+
+    `together` says that dq came from the kernel of dk and dv.
+    """
+    poison_gradients(build, wanted, together=together)
     for name in ("dq", "dk", "dv"):
         if f"{name}_sum" in build.layouts:
             sum_batch(build, f"{name}_sum", name)
@@ -56,7 +61,7 @@ def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
         build.array("sink_rows", spec.lse_shape)
     kernel = config_generic.generic_config(spec, "dq")
     columns = spec.head_dim if "q" in wanted else 0
-    work = build.work(spec.q_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.q_heads)
+    work = build.query_work(kernel.tiles.owner, columns, kernel.tiles.chunk)
     build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *names, "sink_rows"), lists="lists")
 
 
@@ -65,7 +70,7 @@ def _key_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool) -> None:
     names = targets(build, [f"d{name}" for name in "kv" if name in wanted], tails)
     kernel = config_generic.generic_config(spec, "dkv")
     columns = max(dim for name, dim in (("k", spec.head_dim), ("v", spec.v_dim)) if name in wanted)
-    work = build.work(spec.kv_len, kernel.tiles.owner, columns, kernel.tiles.chunk, spec.kv_heads)
+    work = build.key_work(kernel.tiles.owner, columns, kernel.tiles.chunk)
     build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *names), lists="transposed_lists")
 
 

@@ -47,7 +47,7 @@ def plan_sm80(build: PlanBuilder, wanted: Sequence[str], *, tails: bool, determi
         kernel = _config(build, "dbias")
         work = bias_work(build, kernel.tiles.owner, kernel.tiles.walk)
         build.attention(kernel, work, (*INPUTS, *_UPSTREAM, "dbias"), lists="lists")
-    return finish(build, wanted)
+    return finish(build, wanted, together=together)
 
 
 def _config(build: PlanBuilder, kernel: Kernel) -> GradientConfig:
@@ -67,7 +67,7 @@ def _key_pass(build: PlanBuilder, kernel: GradientConfig, wanted: Sequence[str],
     spec, tiles = build.spec, kernel.tiles
     names = targets(build, [f"d{name}" for name in "kv" if name in wanted], tails)
     chunks = max(-(-spec.head_dim // tiles.head_chunk), -(-spec.v_dim // tiles.v_chunk))
-    work = build.work(spec.kv_len, tiles.owner, chunks, 1, spec.kv_heads)
+    work = build.key_work(tiles.owner, chunks, 1)
     build.attention(kernel, work, (*INPUTS, *_UPSTREAM, *names, "dq_parts"), lists="transposed_lists")
 
 
@@ -76,7 +76,7 @@ def _query_pass(build: PlanBuilder, wanted: Sequence[str], tails: bool, *, sinks
     names = targets(build, ("dq",) if "q" in wanted else (), tails)
     kernel = _config(build, "dq")
     tiles, columns = kernel.tiles, spec.head_dim if "q" in wanted else 0
-    work = build.work(spec.q_len, tiles.head_rows, columns, tiles.head_chunk, spec.q_heads // tiles.heads)
+    work = build.query_work(tiles.head_rows, columns, tiles.head_chunk, heads=tiles.heads)
     operands = (*INPUTS, *_UPSTREAM, *names, *(("sink_rows",) if sinks else ()))
     build.attention(kernel, work, operands, lists="lists")
 

@@ -47,7 +47,7 @@ class Call:
             if array is not None:
                 self._add_small(slot, array)
         if problem.block_mask is not None:
-            self._key.append(problem.block_mask.shape)
+            self._key.append(mask_grid(problem.block_mask))
         self._add_seed()
 
     @property

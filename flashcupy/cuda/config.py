@@ -29,6 +29,7 @@ class PlainConfig:
     arguments: tuple[str, ...] = ()
     threads: int = 128
     shared_bytes: int = 0
+    shared: str = ""  # the C++ type of what lies there
 
     @property
     def name(self) -> str:
@@ -36,8 +37,10 @@ class PlainConfig:
 
     def translation_unit(self) -> str:
         arguments = ", ".join((*self.arguments, str(self.threads)))
+        same = f'static_assert(sizeof({self.shared}) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
         return (
             f"#include <{self.function}.cu>\n"
+            f"{same if self.shared else ''}"
             f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}('
             f"const __grid_constant__ {self.params} params) {{\n"
             f"    {self.function}<{arguments}>(params);\n"
@@ -50,6 +53,27 @@ FILL = PlainConfig("fill", "FillParams")
 UPLOAD = PlainConfig("upload", "UploadParams")
 SUM_BATCH = PlainConfig("sum_batch", "SumBatchParams")
 SUM_SINKS = PlainConfig("sum_sinks", "SumSinksParams", threads=256, shared_bytes=256 * 8)
+
+
+# Of building block lists. A scan holds 8 bytes a warp, and 4 a warp for each class of lengths and one more.
+WORDS_OF_BLOCKS = PlainConfig("words_of_blocks", "BlocksParams")
+WORDS_OF_IDS = PlainConfig("words_of_ids", "IdsParams")
+WORDS_OF_DENSE = PlainConfig("words_of_dense", "DenseParams", threads=1024, shared_bytes=32, shared="DenseShared")
+TRANSPOSE_WORDS = PlainConfig("transpose_words", "ListParams")
+COUNT_BLOCKS = PlainConfig("count_blocks", "ListParams")
+SCAN_ROWS = PlainConfig("scan_rows", "ListParams", (), 512, 4 * 128 * 17, "ScanShared<16>")
+WRITE_LISTS = PlainConfig("write_lists", "ListParams")
+PACK_BITS = PlainConfig("pack_bits", "DenseParams")
+TRANSPOSE_BITS = PlainConfig("transpose_bits", "ListParams")
+POISON_BIAS = PlainConfig("poison_bias", "AttentionParams")
+
+
+def topk_config(key: Literal["u32", "u64"]) -> PlainConfig:
+    return PlainConfig("words_of_topk", "TopkParams", (key,))
+
+
+def poison_config(side: Literal["QueryRows", "QueryHeads", "KeyRows"]) -> PlainConfig:
+    return PlainConfig("poison_rows", "AttentionParams", (side,))
 
 
 def rows_config(acc: str) -> PlainConfig:

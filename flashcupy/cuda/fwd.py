@@ -7,6 +7,7 @@ from flashcupy.cuda.config_generic import GenericConfig
 from flashcupy.cuda.config_sm80 import MmaConfig
 from flashcupy.cuda.elementwise import fill
 from flashcupy.cuda.plan import INPUTS, Plan, PlanBuilder
+from flashcupy.cuda.poison import poison_queries
 
 
 def plan_generic(build: PlanBuilder, *, tails: bool) -> Plan:
@@ -29,7 +30,7 @@ def _plan(build: PlanBuilder, kernel: GenericConfig | MmaConfig, heads: int, tai
     if tails:
         fill(build, "out", 0.0)
         fill(build, "lse", -float("inf"), values="sinks")
-    rows = kernel.tiles.owner // heads
-    work = build.work(spec.q_len, rows, spec.v_dim, kernel.tiles.chunk, spec.q_heads // heads)
+    work = build.query_work(kernel.tiles.owner // heads, spec.v_dim, kernel.tiles.chunk, heads=heads)
     build.attention(kernel, work, (*INPUTS, "out", "lse", "stats"), lists="lists")
+    poison_queries(build, ("out", "lse", "stats"))
     return build.finish()

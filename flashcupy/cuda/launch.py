@@ -16,6 +16,7 @@ from flashcupy.cuda import config
 from flashcupy.cuda.compile import KernelConfig, LoadedKernel, is_compiled, load_kernel, loaded_kernel
 from flashcupy.cuda.device import Device, runtime
 from flashcupy.cuda.first_use_plain import PlainCase, plain_case
+from flashcupy.cuda.first_use_poison import PoisonCase, poison_case
 from flashcupy.cuda.params import UPLOAD_WORDS, UploadParams
 from flashcupy.cuda.plan import Plan
 from flashcupy.cuda.verdicts import Check, ensure_checked, is_checked, note_launches
@@ -180,17 +181,18 @@ def _loaded_before(
 def _not_warmed_up(kernels: str) -> NotWarmedUpError:
     return NotWarmedUpError(
         f"kernel {kernels} is used for the first time while a CUDA graph is captured: call flashcupy.warmup with the "
-        "same arguments before the capture"
+        "same arguments, or build the mask once, before the capture"
     )
 
 
 def _split(
     configs: Sequence[KernelConfig], kernels: Sequence[LoadedKernel], acc: Literal["float", "double"]
-) -> tuple[list[LoadedKernel], dict[PlainCase, LoadedKernel]]:
+) -> tuple[list[LoadedKernel], dict[PlainCase | PoisonCase, LoadedKernel]]:
     """The kernels of a family, and elementwise ones by what checks them."""
-    own, plain = [], {}
+    own: list[LoadedKernel] = []
+    plain: dict[PlainCase | PoisonCase, LoadedKernel] = {}
     for one, kernel in zip(configs, kernels, strict=True):
-        case = plain_case(one, acc)
+        case = poison_case(one) or plain_case(one, acc)
         if case is None:
             own.append(kernel)
         else:

@@ -15,7 +15,10 @@ from flashcupy.cuda.config_scores import ScoresConfig, means_config, tiles_of
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig
 from flashcupy.cuda.config_sm80_bwd import GradientConfig, Kernel, QuerySumsConfig
 from flashcupy.cuda.first_use import Case
+from flashcupy.cuda.first_use_lists import Kind as ListKind
+from flashcupy.cuda.first_use_lists import ListCase
 from flashcupy.cuda.first_use_plain import Elementwise, PlainCase
+from flashcupy.cuda.first_use_poison import PoisonCase, Side
 from flashcupy.cuda.first_use_scores import ScoresCase
 from flashcupy.cuda.table_sm80 import Need
 
@@ -142,21 +145,36 @@ def _scores(which: Literal["plain", "all"]) -> Iterator[KernelConfig]:
 
 def _elementwise() -> list[KernelConfig]:
     fixed: list[KernelConfig] = [config.FILL, config.UPLOAD, config.SUM_BATCH, config.SUM_SINKS]
+    fixed += _of_masks()
     return fixed + [make(acc) for make in (config.rows_config, config.combine_config) for acc in _ACCUMULATORS]
+
+
+def _of_masks() -> Iterator[KernelConfig]:
+    """What builds masks on a device, and marks what they have no room for."""
+    yield from (config.WORDS_OF_BLOCKS, config.WORDS_OF_IDS, config.WORDS_OF_DENSE)
+    yield from (config.topk_config("u32"), config.topk_config("u64"))
+    yield from (config.TRANSPOSE_WORDS, config.COUNT_BLOCKS, config.SCAN_ROWS, config.WRITE_LISTS)
+    yield from (config.PACK_BITS, config.TRANSPOSE_BITS, config.POISON_BIAS)
+    yield from (config.poison_config("QueryRows"), config.poison_config("KeyRows"))
 
 
 def _around_gradients() -> Iterator[KernelConfig]:
     """What comes before and behind the sm80 family's gradients."""
     yield from (config.row_terms_config(precise) for precise in (False, True))
+    yield config.poison_config("QueryHeads")
     for kind, dim in itertools.product(sorted(table_sm80_bwd.ADDS_QUERIES), BUCKETS):
         yield QuerySumsConfig(kind, dim)
 
 
-def check_cases(compute_capability: tuple[int, int]) -> list[Case | PlainCase | ScoresCase]:
+def check_cases(
+    compute_capability: tuple[int, int],
+) -> list[Case | PlainCase | ScoresCase | ListCase | PoisonCase]:
     """Problems that together use every kernel of the tables, and every feature in every dtype, both ways."""
-    sm80 = _sm80_cases(compute_capability) if compute_capability >= (8, 0) else ()
+    sm80 = tuple(_sm80_cases(compute_capability)) if compute_capability >= (8, 0) else ()
     plain = (PlainCase(function, acc) for function, acc in itertools.product(get_args(Elementwise), _ACCUMULATORS))
-    return [*dict.fromkeys((*_cases(), *sm80)), *plain, *_scores_cases()]
+    masks = [*(ListCase(kind) for kind in get_args(ListKind)), ListCase("topk", wide=True)]
+    sides = [PoisonCase(side) for side in get_args(Side) if side != "QueryHeads" or sm80]
+    return [*dict.fromkeys((*_cases(), *sm80)), *plain, *_scores_cases(), *masks, *sides]
 
 
 def _cases() -> Iterator[Case]:

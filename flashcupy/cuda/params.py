@@ -38,6 +38,10 @@ class BlockLists(ctypes.Structure):
         ("partial_indices", c_uint64),
         ("bits_id", c_uint64),
         ("bits", c_uint64),
+        ("order", c_uint64),
+        ("capacity", c_int64),
+        ("partial_capacity", c_int64),
+        ("patterns", c_int64),
         ("batch", c_int32),
         ("heads", c_int32),
         ("rows", c_int32),
@@ -125,6 +129,79 @@ class CombineParams(ctypes.Structure):
     )
 
 
+class ListSide(ctypes.Structure):
+    """Lists that are written, for one orientation."""
+
+    _fields_ = (
+        ("full_indptr", c_uint64),
+        ("full_indices", c_uint64),
+        ("partial_indptr", c_uint64),
+        ("partial_indices", c_uint64),
+        ("bits_id", c_uint64),
+        ("bits", c_uint64),
+        ("order", c_uint64),
+        ("full_words", c_uint64),
+        ("partial_words", c_uint64),
+        ("counts", c_uint64),
+        ("rows", c_int32),
+        ("row_words", c_int32),
+        ("row_size", c_int32),
+        ("words", c_int32),
+        ("last_first", c_int32),
+        ("columns", c_int32),
+    )
+
+
+class ListParams(ctypes.Structure):
+    """What the kernels that build lists take."""
+
+    _fields_ = (
+        ("own", ListSide),
+        ("other", ListSide),
+        ("no_bad_ids", c_uint64),
+        ("capacity", c_int64),
+        ("partial_capacity", c_int64),
+        ("batch", c_int32),
+        ("heads", c_int32),
+    )
+
+
+class BlocksParams(ctypes.Structure):
+    """words_of_blocks.cu."""
+
+    _fields_ = (("lists", ListParams), ("blocks", Operand))
+
+
+class IdsParams(ctypes.Structure):
+    """words_of_ids.cu."""
+
+    _fields_ = (("lists", ListParams), ("ids", Operand), ("counts", Operand), ("bad_ids", c_uint64), ("slots", c_int32))
+
+
+class TopkParams(ctypes.Structure):
+    """words_of_topk.cu."""
+
+    _fields_ = (
+        ("lists", ListParams),
+        ("scores", Operand),
+        ("allowed", Operand),
+        ("include", Operand),
+        ("k", c_int32),
+    )
+
+
+class DenseParams(ctypes.Structure):
+    """words_of_dense.cu and pack_bits.cu."""
+
+    _fields_ = (
+        ("lists", ListParams),
+        ("mask", Operand),
+        ("q_len", c_int32),
+        ("kv_len", c_int32),
+        ("column_size", c_int32),
+    )
+
+
 class BlockMassParams(ctypes.Structure):
     """block_mass.cu."""
 
@@ -153,6 +230,12 @@ STRUCTS: dict[type[ctypes.Structure], str] = {
     SumSinksParams: "sum_sinks.cu",
     UploadParams: "upload.cu",
     CombineParams: "combine.cu",
+    ListSide: "lists/params.cuh",
+    ListParams: "lists/params.cuh",
+    BlocksParams: "words_of_blocks.cu",
+    IdsParams: "words_of_ids.cu",
+    TopkParams: "words_of_topk.cu",
+    DenseParams: "lists/dense.cuh",
     BlockMassParams: "block_mass.cu",
     BlockMeansParams: "block_means.cu",
 }

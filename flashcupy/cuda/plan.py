@@ -77,6 +77,13 @@ class MaskGrid:
     rows: int
     columns: int
     block_size: tuple[int, int]
+    may_overflow: bool = False
+
+    def pieces(self, per_block: int, heads: int, batch: int, *, transposed: bool) -> int:
+        """Pieces of work that a ListScheduler hands out, `per_block` rows each, for one chunk of columns."""
+        rows, size = (self.columns, self.block_size[1]) if transposed else (self.rows, self.block_size[0])
+        sharing = max(1, heads // self.heads) * (batch if self.batch == 1 else 1)
+        return size // per_block * rows * self.heads * self.batch * sharing
 
     def lists(self, *, transposed: bool) -> BlockLists:
         (row, column), rows = self.block_size, self.rows
@@ -87,7 +94,9 @@ class MaskGrid:
         )
 
 
-LIST_SLOTS = ("full_indptr", "full_indices", "partial_indptr", "partial_indices", "bits_id", "bits")
+LIST_ARRAYS = ("full_indptr", "full_indices", "partial_indptr", "partial_indices", "bits_id", "bits", "order")
+# What the arrays hold is a matter of the mask, and plans know its shape alone.
+LIST_SLOTS = (*LIST_ARRAYS, "capacity", "partial_capacity", "patterns")
 
 
 class Request(NamedTuple):
@@ -181,6 +190,23 @@ class PlanBuilder:
         """What the StaticScheduler hands out: tiles x column chunks x heads x batch entries."""
         chunks = max(1, -(-columns // per_chunk))
         return Work(-(-rows // per_block) * chunks * heads * self.spec.batch_size, chunks)
+
+    def query_work(self, per_block: int, columns: int, per_chunk: int, *, heads: int = 1) -> Work:
+        """Pieces of a kernel whose blocks own `per_block` queries of each of `heads`, by the schedule it has."""
+        tiles_of_heads = self.spec.q_heads // heads
+        work = self.work(self.spec.q_len, per_block, columns, per_chunk, tiles_of_heads)
+        return self._listed(work, per_block, tiles_of_heads, transposed=False)
+
+    def key_work(self, per_block: int, columns: int, per_chunk: int) -> Work:
+        """The same of one whose blocks own keys."""
+        work = self.work(self.spec.kv_len, per_block, columns, per_chunk, self.spec.kv_heads)
+        return self._listed(work, per_block, self.spec.kv_heads, transposed=True)
+
+    def _listed(self, work: Work, per_block: int, heads: int, *, transposed: bool) -> Work:
+        if self.mask is None or work.grid == 0:
+            return work
+        pieces = self.mask.pieces(per_block, heads, self.spec.batch_size, transposed=transposed)
+        return Work(pieces * work.chunks, work.chunks)
 
     def dbias_extents(self) -> tuple[tuple[int, ...], int, int, int]:
         """Extents of dbias by merged batch dim, head, row and column: 1 where it broadcasts."""

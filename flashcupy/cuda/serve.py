@@ -110,7 +110,7 @@ def explain(problem: AttentionProblem) -> Explanation:
     back = back_family.backward(back_call.builder(), grads, tails=back_call.tails, deterministic=False)
     if back_family is not family:
         why = f"{why}; backward by family {back_family.name}"
-    main = plan.launches[-1] if plan.launches else None
+    main = next((one for one in reversed(plan.launches) if not isinstance(one.config, config.PlainConfig)), None)
     uploaded = sum(-(-array.nbytes // 16) * 16 for _, array in call.host)
     return Explanation(
         backend="cuda",

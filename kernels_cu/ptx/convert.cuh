@@ -33,6 +33,9 @@ __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_floa
 // mov.b32: the bits of this number.
 __device__ __forceinline__ u32 bits_of_float(float value) { return __float_as_uint(value); }
 
+// mov.b64: the same of a double.
+__device__ __forceinline__ u64 bits_of_double(double value) { return static_cast<u64>(__double_as_longlong(value)); }
+
 // cvt.rn.f16x2.f32: two of to_f16, `low` in the lower half. From sm_80 on.
 __device__ __forceinline__ u32 pack_f16(float low, float high) {
     u32 bits;

@@ -115,6 +115,7 @@ public:
         __device__ i32 at(int n) const { return first + n; }
     };
     using Shared = typename Kept::Shared;
+    using Scheduler = BandScheduler;
 
     __device__ BandSchedule(
         const BlockLists&, const Work&, i32, i32, const Band& band, i32 first_row, int rows, Shared& shared)

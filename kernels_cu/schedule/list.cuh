@@ -4,6 +4,7 @@
 
 #include <ptx/barrier.cuh>
 #include <schedule/band.cuh>
+#include <schedule/list_work.cuh>
 
 // 16 neighbouring positions of the walked side.
 struct Segment {
@@ -21,6 +22,7 @@ class ListSchedule {
 
 public:
     static constexpr int kSegments = kWidth / kSegment;
+    using Scheduler = ListScheduler;
     struct Shared : Kept::Shared {
         Segment segments[kBuffers][kSegments];
     };
@@ -116,12 +118,20 @@ private:
         i32 left;
     };
 
-    __device__ Blocks full_blocks() const { return blocks(lists_.full_indptr, lists_.full_indices); }
-    __device__ Blocks partial_blocks() const { return blocks(lists_.partial_indptr, lists_.partial_indices); }
-    __device__ Blocks blocks(const i64* indptr, const i32* indices) const {
-        return {indices + indptr[row_], static_cast<i32>(indptr[row_ + 1] - indptr[row_])};
+    // Lists in device memory are whatever they are: their ends and patterns are clamped, and what their indices reach is
+    // held to the band.
+    __device__ Blocks full_blocks() const { return blocks(lists_.full_indptr, lists_.full_indices, lists_.capacity); }
+    __device__ Blocks partial_blocks() const {
+        return blocks(lists_.partial_indptr, lists_.partial_indices, lists_.partial_capacity);
     }
-    __device__ i32 pattern(const i32* block) const { return lists_.bits_id[block - lists_.partial_indices]; }
+    __device__ Blocks blocks(const i64* indptr, const i32* indices, i64 capacity) const {
+        const i64 begin = min(max(indptr[row_], 0ll), capacity), end = min(max(indptr[row_ + 1], begin), capacity);
+        return {indices + begin, static_cast<i32>(end - begin)};
+    }
+    __device__ i32 pattern(const i32* block) const {
+        const u32 id = lists_.bits_id[block - lists_.partial_indices];
+        return static_cast<i32>(min(id, static_cast<u32>(lists_.patterns - 1)));
+    }
 
     // The next segment that the band reaches: first those of FULL blocks, then those of PARTIAL ones.
     __device__ bool advance(Segment& segment) {

@@ -59,3 +59,11 @@ private:
     const Order order_;
     u32 tiles_, heads_, next_;
 };
+
+// The pieces of a computed schedule: all tiles there are. Of lists it is ListScheduler.
+class BandScheduler : public StaticScheduler {
+public:
+    __device__ BandScheduler(const AttentionParams& params, const BlockLists&, i32 tile_rows, i32 length, i32 heads,
+                             Order order = Order::kLastFirst)
+        : StaticScheduler(params, ceil_div(length, tile_rows), heads, order) {}
+};

@@ -44,6 +44,8 @@ __device__ EMU_INLINE float float_of_bits(u32 bits) { return __builtin_bit_cast(
 
 __device__ EMU_INLINE u32 bits_of_float(float value) { return __builtin_bit_cast(u32, value); }
 
+__device__ EMU_INLINE u64 bits_of_double(double value) { return __builtin_bit_cast(u64, value); }
+
 __device__ EMU_INLINE u32 pack_f16(float low, float high) {
     return to_f16(low) | static_cast<u32>(to_f16(high)) << 16;
 }

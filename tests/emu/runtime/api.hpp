@@ -53,6 +53,7 @@ void emu_block_sync(emu::Site site);
 void emu_warp_sync(emu::Site site);
 unsigned long long emu_shuffle_xor(unsigned long long bits, unsigned lane_mask, emu::Site site);
 bool emu_warp_any(bool condition, emu::Site site);
+unsigned emu_warp_ballot(bool condition, emu::Site site);
 
 // The fragments of one lane: of A (a0 to a3), of B (b0, b1), of C (c); the result is D's.
 emu::Floats emu_mma(emu::Mma kind, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1,

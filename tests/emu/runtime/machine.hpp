@@ -37,11 +37,11 @@ struct Launch {
     u64 report_bytes;
 };
 
-enum class Wait : u32 { none, block_sync, warp_sync, shuffle_xor, warp_any, mma, load_matrices };
+enum class Wait : u32 { none, block_sync, warp_sync, shuffle_xor, warp_any, warp_ballot, mma, load_matrices };
 
 inline const char* name_of(Wait wait) {
-    static const char* const names[] = {"nothing",  "block_sync", "warp_sync",    "shuffle_xor",
-                                        "warp_any", "mma",        "load_matrices"};
+    static const char* const names[] = {"nothing",  "block_sync",  "warp_sync", "shuffle_xor",
+                                        "warp_any", "warp_ballot", "mma",       "load_matrices"};
     return names[static_cast<u32>(wait)];
 }
 

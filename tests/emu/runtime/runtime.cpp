@@ -34,6 +34,9 @@ unsigned long long emu_shuffle_xor(unsigned long long bits, unsigned lane_mask, 
 }
 
 bool emu_warp_any(bool condition, Site site) { return collective(Wait::warp_any, 0, condition, site) != 0; }
+unsigned emu_warp_ballot(bool condition, Site site) {
+    return static_cast<u32>(collective(Wait::warp_ballot, 0, condition ? 1u << current->index % warp_size : 0, site));
+}
 
 Floats emu_mma(Mma kind, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, Floats c, Site site) {
     u32* words = current->words;

@@ -144,7 +144,8 @@ static void load_matrices(Thread* lanes, bool transposed) {
         }
 }
 
-static void vote_any(Thread* lanes) {
+// Of a ballot each lane brings its bit.
+static void vote(Thread* lanes) {
     u64 any = 0;
     for (u32 lane = 0; lane < warp_size; ++lane) any |= lanes[lane].value;
     for (u32 lane = 0; lane < warp_size; ++lane) lanes[lane].value = any;
@@ -154,7 +155,7 @@ static void complete_whole_warp(const Warp& warp, Thread* lanes) {
     if (EMU_UNLIKELY(warp.arrived != ~0u)) incomplete_warp(warp);
     if (warp.wait == Wait::mma) mma_of_warp(static_cast<Mma>(warp.argument), lanes);
     else if (warp.wait == Wait::load_matrices) load_matrices(lanes, warp.argument != 0);
-    else vote_any(lanes);
+    else vote(lanes);
 }
 
 // All live lanes have come: compute every lane's result.
