@@ -19,7 +19,7 @@
 set -ufo pipefail # -f: commands are words, regular expressions among them
 cd "$(dirname "$0")/.." || exit 2
 
-all=(env test sanitize limits bench-fwd bench-matrix bench-bwd-matrix bench-bwd bench-sparse bench-options bench-small peers)
+all=(env test sanitize limits bench-fwd bench-matrix bench-bwd-matrix bench-bwd bench-sparse bench-masks bench-options bench-small peers)
 known=("${all[@]}" tune)
 python=${PYTHON:-python3}
 limit=520 # seconds of a section

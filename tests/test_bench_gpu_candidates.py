@@ -13,7 +13,7 @@ from oracles import oracle
 import flashcupy
 from bench import sanitize_case
 from bench.gpu import operands
-from bench.gpu.candidates import brought, jax_cudnn, naive, ours, torch_flex, torch_sdpa
+from bench.gpu.candidates import brought, jax_cudnn, masks, naive, ours, torch_flex, torch_sdpa
 from bench.gpu.candidates.base import UnavailableError
 from bench.gpu.measure import largest_error, reason
 from bench.gpu.pattern import Pattern
@@ -70,6 +70,19 @@ def test_flex_gets_the_blocks_of_our_mask():
         full, partial = pattern.grids(96, 96)
         np.testing.assert_array_equal(mask.to_dense()[0, 0].numpy().astype(bool), full | partial)
         assert mask.full_kv_num_blocks.sum() == full.sum()
+
+
+def test_masks_are_built_of_the_blocks_of_the_pattern():
+    problem = replace(TINY, q_length=96, kv_length=96, pattern=Pattern("random", 0.4, 16))
+    *own, torch_top_k = masks.candidates()
+    for candidate in own:
+        assert prepared_error(candidate.prepare, problem) < 1e-5
+    with pytest.raises(UnavailableError, match="as many blocks in each row"):
+        masks.scores_of(replace(problem, pattern=Pattern("skewed", 0.2, 16)))
+    oracle("torch")
+    mask = torch_top_k.prepare(problem, operands.make(problem, np), HostGpu()).call()
+    full, _ = problem.pattern.grids(96, 96)
+    np.testing.assert_array_equal(mask.to_dense()[0].numpy().astype(bool), np.broadcast_to(full, (4, 6, 6)))
 
 
 @pytest.mark.parametrize("direction", ["backward", "forward + backward"])

@@ -18,6 +18,7 @@ SECTIONS = [
     "bench-fwd",
     "bench-bwd",
     "bench-sparse",
+    "bench-masks",
     "bench-options",
     "bench-small",
 ]
@@ -53,13 +54,13 @@ def python(tmp_path):
 
 def test_a_dry_run_lists_the_commands_of_all_sections():
     commands = run("--dry-run").stdout.splitlines()
-    assert sum("bench.gpu" in command for command in commands) == 10
+    assert sum("bench.gpu" in command for command in commands) == 11
     assert [command.split("-m ")[1].split()[0] for command in commands] == [
         "bench.gpu",
         "pytest",
         "flashcupy",
         *["bench.sanitize_case"] * 3,
-        *["bench.gpu"] * 9,
+        *["bench.gpu"] * 10,
     ]
     assert [tool for tool in ("memcheck", "racecheck", "synccheck") if f"--tool {tool} " in "\n".join(commands)] == [
         "memcheck",

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from bench.gpu.candidates import masks as building
 from bench.gpu.candidates import ours, table, tiles, torch_flex, torch_sdpa
 from bench.gpu.candidates.base import Candidate
 from bench.gpu.measure import Timer, device_timer
@@ -155,6 +156,13 @@ def sparse_problems() -> Iterator[Problem]:
         yield replace(base, pattern=pattern)
 
 
+def masks(quick: bool) -> Iterator[Item]:
+    """Yield building a mask on the device, by head, at a tenth and a fiftieth of all blocks."""
+    for problem in _quick(sparse_problems(), quick):
+        if problem.pattern is not None and problem.pattern.label in ("random 0.1", "random 0.02"):
+            yield Item("mask building", problem, building.candidates(), share=0.5)
+
+
 def options(quick: bool) -> Iterator[Item]:
     """Yield one row per option beside the plain call, forward and backward."""
     base = square("forward", "bfloat16", 128, 4096)
@@ -225,6 +233,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Item]]] = {
     "bwd": backward,
     "bwd-matrix": backward_matrix,
     "sparse": sparse,
+    "masks": masks,
     "options": options,
     "small": small,
     "peers": peers,

@@ -16,7 +16,6 @@ from bench.gpu.operands import Operands
 from bench.gpu.problem import Problem
 from bench.gpu.reference import checked_rows
 from bench.harness import OURS, OURS_DETERMINISTIC, Call
-from flashcupy.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from flashcupy.cuda.config_sm80_bwd import Kernel
@@ -123,10 +122,6 @@ def _packed(problem: Problem, arrays: list[Any], arguments: dict[str, Any], gpu:
 
 
 def block_mask(problem: Problem, gpu: Gpu) -> flashcupy.BlockMask:
-    """Return the mask where the operands are, or on the host where masks do not leave it."""
+    """Return the mask where the operands are."""
     assert problem.pattern is not None
-    mask = problem.pattern.block_mask(problem.q_length, problem.kv_length)
-    try:
-        return mask.to_device(gpu.name)
-    except UnsupportedError:
-        return mask
+    return problem.pattern.block_mask(problem.q_length, problem.kv_length).to_device(gpu.name)
