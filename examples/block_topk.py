@@ -21,7 +21,7 @@ from typing import Any
 try:
     import matplotlib
     import numpy as np
-    from devices import Array, array_module, to_host, wait
+    from devices import Array, array_module, device_of, to_host, wait
     from recall_task import HEADS, KV_HEADS, VALUES, Choose, RecallModel, Task
     from tqdm import tqdm
 
@@ -40,20 +40,25 @@ JUDGED = 4  # fresh sequences
 class TopBlocks:
     """The best-scored blocks of each block row: the selection that a step makes.
 
-    All steps write to one mask of fixed capacity, so that none allocates lists.
+    All steps write to one mask of fixed capacity, so that none allocates lists; on a GPU nothing of it leaves the GPU.
     """
 
-    def __init__(self, task: Task, batch: int, top_k: int) -> None:
+    def __init__(self, task: Task, batch: int, top_k: int, xp: ModuleType) -> None:
         n = task.blocks
         self.top_k, self.block = top_k, task.block
         self.shape = (task.length, task.length)
-        self.before, self.own = np.tri(n, dtype=np.bool_), np.eye(n, dtype=np.bool_)
+        self.before, self.own = xp.tri(n, dtype=np.bool_), xp.eye(n, dtype=np.bool_)
         self.mask = BlockMask.empty(
-            self.shape, block_size=self.block, batch=batch, heads=KV_HEADS, capacity=batch * KV_HEADS * n * top_k
+            self.shape,
+            block_size=self.block,
+            batch=batch,
+            heads=KV_HEADS,
+            capacity=batch * KV_HEADS * n * top_k,
+            device=device_of(xp),
         )
 
     def __call__(self, q: Array, k: Array) -> BlockMask:
-        scores = to_host(flashcupy.pooled_scores(q, k, block_size=self.block))
+        scores = flashcupy.pooled_scores(q, k, block_size=self.block)
         # Heads that share keys agree on their blocks: a list per key head is read once for all of its query heads.
         scores = scores.reshape(len(scores), KV_HEADS, HEADS // KV_HEADS, *scores.shape[2:]).mean(axis=2)
         return BlockMask.from_topk(
@@ -67,7 +72,7 @@ class TopBlocks:
         )
 
 
-def last_blocks(task: Task, batch: int, top_k: int) -> Choose:
+def last_blocks(task: Task, batch: int, top_k: int, xp: ModuleType) -> Choose:
     """As many blocks, but always the last ones: what a sliding window would see."""
     n = task.blocks
     seen = np.tri(n, dtype=np.bool_) & ~np.tri(n, k=-top_k, dtype=np.bool_)
@@ -75,11 +80,12 @@ def last_blocks(task: Task, batch: int, top_k: int) -> Choose:
     return lambda q, k: mask
 
 
-def all_blocks(task: Task, batch: int, top_k: int) -> Choose:
+def all_blocks(task: Task, batch: int, top_k: int, xp: ModuleType) -> Choose:
     return lambda q, k: None
 
 
-CHOICES: dict[str, Callable[[Task, int, int], Choose]] = {
+Make = Callable[[Task, int, int, ModuleType], Choose]
+CHOICES: dict[str, Make] = {
     "dense": all_blocks,
     "top-k": TopBlocks,
     "last k": last_blocks,
@@ -145,12 +151,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def train(
-    make: Callable[[Task, int, int], Choose], task: Task, arguments: argparse.Namespace, xp: ModuleType, name: str
-) -> Result:
+def train(make: Make, task: Task, arguments: argparse.Namespace, xp: ModuleType, name: str) -> Result:
     """Train a model from the same weights on the same sequences as every other choice."""
     rng = np.random.default_rng(arguments.seed)
-    model, choose = RecallModel(xp, np.float32, rng), make(task, arguments.batch, arguments.top_k)
+    model, choose = RecallModel(xp, np.float32, rng), make(task, arguments.batch, arguments.top_k, xp)
     result, steps = Result(), arguments.steps
     model.attention_time.wait = model.choosing_time.wait = partial(wait, xp)
     for step in tqdm(range(steps), desc=name, unit=" steps", leave=False, disable=None):
@@ -162,7 +166,7 @@ def train(
     timed = max(1, steps - TIMED_FROM)
     result.attention_seconds = model.attention_time.seconds / timed
     result.choosing_seconds = model.choosing_time.seconds / timed
-    judge(result, model, make(task, 1, arguments.top_k), task, rng)
+    judge(result, model, make(task, 1, arguments.top_k, xp), task, rng)
     return result
 
 
@@ -189,6 +193,7 @@ def judge(result: Result, model: RecallModel, choose: Choose, task: Task, rng: n
 
 def visited(mask: BlockMask, n: int) -> Array:
     """Return the FULL blocks as bool (B, H, n, n), which is all that these masks have."""
+    mask = mask.to_device("cpu")
     batch, heads, *_ = mask.shape
     grid = np.zeros((batch * heads * n, n), np.bool_)
     listed = mask.full_indptr[-1]

@@ -27,6 +27,11 @@ def array_module(device: str) -> ModuleType:
     return cupy
 
 
+def device_of(xp: ModuleType) -> str:
+    """Name the device that masks for arrays of `xp` live on."""
+    return "cpu" if xp is np else f"cuda:{xp.cuda.Device().id}"
+
+
 def to_host(array: Array) -> np.ndarray:
     """Return a NumPy array, copied if it was on a GPU."""
     return array if isinstance(array, np.ndarray) else array.get()

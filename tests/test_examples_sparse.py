@@ -125,7 +125,7 @@ def test_gradients_are_those_of_finite_differences():
     tokens, values, _ = TASK.draw(2, rng)
     tokens = tokens.astype(np.float64)
     # The choice stands still, as it does in training: it has no gradient.
-    mask = TopBlocks(TASK, 2, 2)(*model.queries_and_keys(tokens))
+    mask = TopBlocks(TASK, 2, 2, np)(*model.queries_and_keys(tokens))
     model.loss_and_gradients(tokens, values, lambda q, k: mask)
     vector, gradient = model.parameters.vector, model.parameters.gradient_vector.copy()
 
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_finite_differences():
 def test_chosen_blocks_are_the_best_scored_of_each_group_of_heads():
     rng = np.random.default_rng(1)
     n, top_k = TASK.blocks, 3
-    choose = TopBlocks(TASK, 2, top_k)
+    choose = TopBlocks(TASK, 2, top_k, np)
     address = choose.mask.full_indices.ctypes.data
     for _ in range(2):  # the second choice is written over the first
         q = rng.standard_normal((2, HEADS, TASK.length, 8), dtype=np.float32)
@@ -163,10 +163,10 @@ def test_chosen_blocks_are_the_best_scored_of_each_group_of_heads():
 
 
 def test_last_blocks_are_as_many_in_a_row_as_are_chosen():
-    blocks = visited(last_blocks(TASK, 1, 3)(None, None), TASK.blocks)[0, 0]
+    blocks = visited(last_blocks(TASK, 1, 3, np)(None, None), TASK.blocks)[0, 0]
     i, j = np.arange(8)[:, None], np.arange(8)[None]
     assert np.array_equal(blocks, (j <= i) & (j > i - 3))
-    assert all_blocks(TASK, 1, 3)(None, None) is None
+    assert all_blocks(TASK, 1, 3, np)(None, None) is None
 
 
 SMALL = ["--passages", "4", "--block", "16", "--top-k", "2"]
