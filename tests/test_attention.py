@@ -38,7 +38,11 @@ _PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("case", _PAIRS, ids=str)
+# A third of them at once, all of them among the slow ones.
+_SPREAD = [case if n % 3 == 0 else pytest.param(case, marks=pytest.mark.slow) for n, case in enumerate(_PAIRS)]
+
+
+@pytest.mark.parametrize("case", _SPREAD, ids=str)
 def test_each_pair_of_options(backend, case):
     if backend.name == "emu_sm80" and case.dtype == "float64":
         case = replace(case, dtype="float16")  # tensor cores have no float64

@@ -45,12 +45,17 @@ def _launched(emulator, monkeypatch, call):
     ("wrt", "deterministic", "expected"),
     [
         (("q", "k", "v"), False, ["bwd_rows", "dkvq", "bwd_dq_sums_f16_d64"]),
-        (("q", "v"), False, ["bwd_rows", "dkvq", "bwd_dq_sums_f16_d64"]),
+        pytest.param(("q", "v"), False, ["bwd_rows", "dkvq", "bwd_dq_sums_f16_d64"], marks=pytest.mark.slow),
         (("q", "k", "v"), True, ["bwd_rows", "dkv", "dq"]),
         (("q",), False, ["bwd_rows", "dq"]),
         (("k",), False, ["bwd_rows", "dkv"]),
         (("sinks",), False, ["bwd_rows", "sum_sinks_t256"]),
-        (("q", "k", "v", "bias"), False, ["bwd_rows", "dkvq", "bwd_dq_sums_f16_d64", "dbias"]),
+        pytest.param(
+            ("q", "k", "v", "bias"),
+            False,
+            ["bwd_rows", "dkvq", "bwd_dq_sums_f16_d64", "dbias"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_kernels_are_those_that_gradients_need(emulator, monkeypatch, wrt, deterministic, expected):
@@ -265,18 +270,10 @@ def test_blocks_need_not_be_square(backend):
 _ORDERS = list(itertools.product(("forward", "reverse", "random"), ("eager", "lazy")))
 
 
-_QUICK_ORDERS = [(False, 40, "float16")]
-_SLOW_ORDERS = [
-    one
-    for one in itertools.product((False, True), (24, 40), ("float16", "tf32", "float32"))
-    if one not in _QUICK_ORDERS
-]
-
-
-@pytest.mark.parametrize(
-    ("listed", "head_dim", "numbers"),
-    [*_QUICK_ORDERS, *(pytest.param(*one, marks=pytest.mark.slow) for one in _SLOW_ORDERS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", ["float16", "tf32", "float32"])
+@pytest.mark.parametrize("head_dim", [24, 40])
+@pytest.mark.parametrize("listed", [False, True])
 def test_the_same_bits_in_every_order_of_lanes_and_copies(emulator, listed, head_dim, numbers):
     operands = gradients.operands(numbers, q_len=70, kv_len=150, head_dim=head_dim, v_dim=40)
     options = {"causal": True, "dropout": 0.2, "seed": 3, "bias": np.linspace(-1, 1, 150, dtype=np.float32)}

@@ -35,7 +35,12 @@ def _two_threads():
 
 
 @pytest.mark.parametrize(
-    "features", [{}, {"alibi_slopes": np.ones(2, np.float32), "softcap": 3.0}, {"dropout": 0.2, "seed": 1}]
+    "features",
+    [
+        {},
+        pytest.param({"alibi_slopes": np.ones(2, np.float32), "softcap": 3.0}, marks=pytest.mark.slow),
+        {"dropout": 0.2, "seed": 1},
+    ],
 )
 @pytest.mark.parametrize("run", [lambda x, **o: fc.attention(x, x, x, **o), _gradients], ids=["forward", "backward"])
 def test_extra_memory_is_linear(run, features):
