@@ -260,6 +260,8 @@ def test_an_overlapping_output_is_refused(gpu):
         fc.attention(q, k, k, kv_lengths=lengths[:2], out=out)
 
 
-def test_block_lists_are_for_host_arrays(gpu):
-    with pytest.raises(fc.UnsupportedError, match="blocks lives on a device"):
-        fc.BlockMask.from_blocks(gpu.put(np.ones((2, 2), np.bool_)), (32, 32), block_size=16)
+def test_lists_themselves_are_for_host_arrays(gpu):
+    with pytest.raises(
+        fc.UnsupportedError, match="indices is in device memory: on a device masks are made by from_blocks"
+    ):
+        fc.BlockMask.from_csr([0, 1, 2], gpu.put(np.zeros(2, np.int32)), (32, 32), block_size=16)

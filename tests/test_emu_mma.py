@@ -350,6 +350,10 @@ MISUSE = {
         "if (t == 9) return; to[0] = warp_any(t);",
         "if (t < 32) return; to[0] = warp_any(t);",
     ),
+    "divergence: two kinds of vote": (
+        "to[0] = t % 32 == 9 ? warp_any(t) : warp_ballot(t);",
+        "to[0] = warp_ballot(t);",
+    ),
     "race: a vote orders no memory": (
         "warp_any(true); to[0] = s.x[(t ^ 1) * 4];",
         "warp_any(true); warp_sync(); to[0] = s.x[(t ^ 1) * 4];",
@@ -374,3 +378,13 @@ def test_warp_any(device):
     body = "for (u32 n = 0; n < 33; ++n) p.out[n * 64 + t] = warp_any(p.x[n * 64 + t] != 0);"
     run(device, body, 64, 1, x=device.from_host(conditions), out=out)
     np.testing.assert_array_equal(out.get(), np.broadcast_to(conditions.any(-1, keepdims=True), out.shape))
+
+
+def test_warp_ballot(device):
+    conditions = (np.random.default_rng(0).random((5, 2, 32)) < 0.5).astype(np.uint32)
+    conditions[0] = 1
+    out = device.empty(conditions.shape, np.uint32)
+    body = "for (u32 n = 0; n < 5; ++n) p.out[n * 64 + t] = warp_ballot(p.x[n * 64 + t] != 0);"
+    run(device, body, 64, 1, x=device.from_host(conditions), out=out)
+    expected = (conditions << np.arange(32, dtype=np.uint32)).sum(-1, keepdims=True)
+    np.testing.assert_array_equal(out.get(), np.broadcast_to(expected, out.shape))

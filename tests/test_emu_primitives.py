@@ -171,6 +171,22 @@ def test_bits_of_a_float_are_its_bits(device):
     np.testing.assert_array_equal(out.get(), bits)
 
 
+def test_bits_of_a_double_are_its_bits(device):
+    numbers = np.array([0.0, -0.0, 1.5, -np.inf, np.nan, 5e-324])
+    out = device.empty((6,), np.uint64)
+    run(device, "p.out[t] = bits_of_double(p.x[t]);", 6, x=device.from_host(numbers), out=out)
+    np.testing.assert_array_equal(out.get(), numbers.view(np.uint64))
+
+
+def test_counting_bits(device):
+    words = np.array([0, 1, 0x80000000, 0xFFFFFFFF, 0x00F0F000, 6], np.uint32)
+    out = device.empty((6,), np.int32)
+    body = "p.out[t] = 100 * population_count(p.x[t]) + leading_zeros(p.x[t]);"
+    run(device, body, 6, x=device.from_host(words), out=out)
+    expected = [100 * int(word).bit_count() + 32 - int(word).bit_length() for word in words]
+    np.testing.assert_array_equal(out.get(), expected)
+
+
 TINY = 2.0**-127  # a subnormal number
 
 

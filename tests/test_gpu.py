@@ -60,6 +60,35 @@ def test_a_graph_follows_its_inputs_and_draws_anew(cp):
         assert all(bool((other == 7).all()) for other in others)
 
 
+def test_a_graph_chooses_its_blocks_anew(cp):
+    """Scores, lists, forward and backward in one graph: each replay is what calls with a new mask give."""
+    q, k, v = _operands(cp)
+    shape, heads = (150, 203), 2
+    allowed = cp.asarray(np.tri(5, 7, k=2, dtype=np.bool_))
+    mask = fc.BlockMask.empty(shape, block_size=32, batch=2, heads=heads, capacity=2 * heads * 5 * 3, device="cuda:0")
+
+    def choose(out=None):
+        scores = fc.pooled_scores(q, k, block_size=32).reshape(2, heads, 2, 5, 7).max(axis=2)
+        return fc.BlockMask.from_topk(scores, 3, shape, block_size=32, allowed=allowed, out=out)
+
+    def step(own):
+        out, residuals = fc.attention_fwd(q, k, v, causal=True, block_mask=own)
+        return out, *fc.attention_bwd(q, residuals, deterministic=True)[:3]
+
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        step(choose(mask))
+        stream.begin_capture()
+        results = step(choose(mask))
+        graph = stream.end_capture()
+        for seed in range(3):
+            q[...] = cp.asarray(np.random.default_rng(seed).standard_normal(q.shape).astype(q.dtype))
+            graph.launch(stream)
+            for got, want in zip(results, step(choose()), strict=True):
+                assert cp.array_equal(got, want)
+            mask.check()
+
+
 def test_what_is_new_under_capture_is_refused(cp, monkeypatch, tmp_path):
     monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
     q = cp.asarray(_normal(1, 2, 70, 24))
@@ -75,7 +104,7 @@ def test_what_is_new_under_capture_is_refused(cp, monkeypatch, tmp_path):
 
 def test_streams_share_a_mask_and_keep_their_order(cp):
     q, k, v = _operands(cp)
-    mask = fc.BlockMask.bigbird((150, 203), window=48, n_global=16, n_random=1, rng=np.random.default_rng(0))
+    mask = fc.BlockMask.bigbird((150, 203), window=1, n_global=1, n_random=1, rng=np.random.default_rng(0))
     streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
     cp.cuda.Device().synchronize()
     results = []

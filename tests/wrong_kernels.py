@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flashcupy.cuda.config import PlainConfig
+
 _HOOK = """
 struct Wrong : Hook {
     using Hook::Hook;
@@ -47,3 +49,22 @@ class Wrong:
         assert unit.count("Tiles>>>(params)") == 1
         unit = unit.replace("Tiles>>>(params)", "Tiles>, Wrong>>(params)")
         return unit.replace(f" {self.right.name}(", f" {self.name}(")
+
+
+@dataclass(frozen=True, slots=True)
+class WrongPlain(PlainConfig):
+    """A kernel without tiles that calls its function never, or does something else behind it."""
+
+    instead: str = ""
+    behind: str = ""
+
+    @classmethod
+    def of(cls, right: PlainConfig, **wrong: str) -> WrongPlain:
+        return cls(
+            right.function, right.params, right.arguments, right.threads, right.shared_bytes, right.shared, **wrong
+        )
+
+    def translation_unit(self) -> str:
+        unit = PlainConfig.translation_unit(self)
+        call = unit.splitlines()[-2]
+        return unit.replace(call, f"{self.instead or call} {self.behind}")

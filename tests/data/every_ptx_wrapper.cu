@@ -1,6 +1,7 @@
 // Every wrapper of kernels_cu/ptx, used once: tests/test_nvrtc.py compiles this for every architecture.
 #include <ptx/approximate.cuh>
 #include <ptx/barrier.cuh>
+#include <ptx/bits.cuh>
 #include <ptx/convert.cuh>
 #include <ptx/copy_async.cuh>
 #include <ptx/ldmatrix.cuh>
@@ -58,6 +59,8 @@ extern "C" __global__ void __launch_bounds__(64) every_ptx_wrapper(const __grid_
     params.floats[place] = shuffle_xor(from_f16(params.halves[place]) + from_bf16(params.halves[place + 1]), 2);
     params.doubles[place] = shuffle_xor(params.doubles[place], 4);
     params.halves[place] = to_f16(params.floats[place + 1]) ^ to_bf16(params.floats[place + 2]);
+    params.words[place + 1] = warp_ballot(word == 1) + population_count(word) + leading_zeros(word);
+    params.words[place + 2] = static_cast<u32>(bits_of_double(params.doubles[place]) >> 32);
     if (warp_any(word == 0)) params.floats[place] = reciprocal_approximate(params.floats[place + 1]);
     float quads[4];
     load_quads(quads, params.floats + block_index() * kQuads, thread % 32);

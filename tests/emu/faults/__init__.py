@@ -5,6 +5,7 @@ from __future__ import annotations
 from emu.faults.block_scores import BLOCK_SCORES
 from emu.faults.fault import Fault
 from emu.faults.kernels import KERNELS
+from emu.faults.masks import MASKS
 from emu.faults.mma import MMA
 from emu.faults.mma_backward import MMA_BACKWARD
 from emu.faults.mma_backward_parts import MMA_BACKWARD_PARTS
@@ -14,4 +15,4 @@ from emu.faults.tile import TILE
 
 __all__ = ["FAULTS", "Fault"]
 
-FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *BLOCK_SCORES, *MMA, *MMA_BACKWARD, *MMA_BACKWARD_PARTS)
+FAULTS = (*TILE, *SCORE, *SCHEDULE, *KERNELS, *MASKS, *BLOCK_SCORES, *MMA, *MMA_BACKWARD, *MMA_BACKWARD_PARTS)

@@ -10,6 +10,7 @@ import numpy as np
 from cases import Sizes
 
 from emu.probes.agree import EVEN, Probe, bias_of, both, broadcast, forward, windows, within_naive
+from emu.probes.masks import GENERIC_MASKS, MMA_MASKS
 from emu.probes.memory import (
     any_address,
     far_apart,
@@ -32,7 +33,7 @@ _TWO_BATCHES = Sizes(batch=(2,), q_heads=4, kv_heads=2, q_len=45, kv_len=77, hea
 
 _LARGE_OFFSET = (0x123456789ABCDEF0, 0x0FEDCBA987654321)
 
-GENERIC: dict[str, Probe] = {
+GENERIC: dict[str, Probe] = GENERIC_MASKS | {
     "forward": forward(),
     "backward": both(),
     "real tiles": real_tiles("float64"),
@@ -89,7 +90,7 @@ GENERIC: dict[str, Probe] = {
     **SCORES,
 }
 
-PROBES = GENERIC | MMA | MMA_BACKWARD
+PROBES = GENERIC | MMA | MMA_BACKWARD | MMA_MASKS
 
 
 def family(probe: str) -> str:
