@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,10 +31,7 @@ def poison_gradients(build: PlanBuilder, wanted: Sequence[str], *, together: boo
         _poison(build, "KeyRows", keys)
     if "bias" in wanted and _may_overflow(build):
         extents, *others = build.dbias_extents()
-        elements = 1
-        for extent in (*extents, *others):
-            elements *= extent
-        work = Work(blocks(elements, config.POISON_BIAS.threads), 1)
+        work = Work(blocks(math.prod((*extents, *others)), config.POISON_BIAS.threads), 1)
         build.attention(config.POISON_BIAS, work, ("dbias",), lists="lists")
 
 
