@@ -135,6 +135,7 @@ def test_keys_of_patterns_without_room_are_nan(backend):
     operands = _operands(backend, rng, (1, 32, 8), (1, 32, 8))
     dense = np.zeros((32, 32), np.bool_)
     dense[:16, 16:], dense[16:, :16] = rng.random((2, 16, 16)) < 0.5
+    dense[:16, 23], dense[16:, 7] = False, True
     (own,) = on_device(backend, dense)
     mask = BlockMask.empty((32, 32), capacity=0, partial_capacity=1, block_size=16, device="cuda:0")
     BlockMask.from_dense(own, block_size=16, out=mask)

@@ -16,11 +16,12 @@ MASKS: tuple[Fault, ...] = (
     *faults_in(
         "lists/warps.cuh",
         ("a sum misses a lane", "for (u32 mask = 1; mask < 32; mask *= 2) value += shuffle_xor(value, mask);",
-         "for (u32 mask = 1; mask < 16; mask *= 2) value += shuffle_xor(value, mask);", "mask of blocks", "bits"),
+         "for (u32 mask = 1; mask < 16; mask *= 2) value += shuffle_xor(value, mask);", "mask of blocks",
+         "bits race bounds"),
         ("a prefix counts what comes behind", "if (lane_index() & mask) before", "if (!(lane_index() & mask)) before",
-         "mask of blocks", "bits bounds"),
+         "mask of blocks", "bits race bounds"),
         ("a lane counts itself", "bits & ((1u << lane_index()) - 1)", "bits & ((2u << lane_index()) - 1)",
-         "mask of blocks", "bits bounds"),
+         "mask of blocks", "bits race bounds"),
     ),
     *faults_in(
         "lists/longest_first.cuh",

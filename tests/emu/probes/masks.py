@@ -77,7 +77,11 @@ def of_topk(dtype: str, flags: bool) -> Probe:
         scores[rng.random(_GRID) < 0.2] = np.nan
         scores[rng.random(_GRID) < 0.2] = -np.inf
         scores[rng.random(_GRID) < 0.1] = -0.0
-        options = {"allowed": rng.random((2, 1, 70)) < 0.8, "include": rng.random(_GRID[1:]) < 0.1} if flags else {}
+        options = (
+            {"allowed": (rng.random((2, 1, 140)) < 0.8)[..., ::2], "include": rng.random(_GRID[1:]) < 0.1}
+            if flags
+            else {}
+        )
         own, *given = on_device(backend, scores, *options.values())
         for k in (9, 25, 60):
             mask = BlockMask.from_topk(own, k, _SHAPE, block_size=_SIZE, **dict(zip(options, given, strict=True)))
@@ -138,6 +142,7 @@ def no_room_for_patterns(backend: EmuBackend) -> None:
     np.testing.assert_array_equal(missing, np.broadcast_to(np.arange(60) >= 32, (2, 2, 60)))
     dense = np.zeros((60, 60), np.bool_)
     dense[:16, 16:32], dense[16:32, :16] = np.random.default_rng(7).random((2, 16, 16)) < 0.5
+    dense[:16, 23], dense[16:32, 7] = False, True
     (own,) = on_device(backend, dense)
     mask = BlockMask.empty((60, 60), capacity=0, partial_capacity=1, block_size=16, device="cuda:0")
     BlockMask.from_dense(own, block_size=16, out=mask)
