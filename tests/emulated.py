@@ -75,8 +75,10 @@ test_together.py::(?!test_heads_have_the_bits|test_any_number).*
 test_varlen.py::test_plain[.*-float16]
 """
 
-# What has no part in them: float64, calls that are refused; and bfloat16 where float16 goes the same way in numbers.
+# What has no part in them: float64, calls that are refused; bfloat16 where float16 goes the same way in numbers; and of
+# the pairs of options, each of which one family runs, those that begin with what is no hook.
 _SM80_LEAVES = r"""
+test_attention.py::test_each_pair_of_options[(causal|top_left|window|left_window|scale)\+.*]
 test_(attention|hidden|lists|merge|reference_varlen|shapes|varlen).py::.*[.*float64.*]
 test_attention.py::test_everything_at_once
 test_attention.py::test_long_rows[bfloat16]
@@ -98,6 +100,7 @@ test_block_sparse.py::test_every_combination
 
 # Half a minute each: float32 has most to lose in sums over many keys. And what a test of more dtypes shows as well.
 _GENERIC_LEAVES = r"""
+test_attention.py::test_each_pair_of_options[(?!causal|top_left|window|left_window|scale).*]
 test_lists.py::test_block_sizes
 test_attention.py::test_long_rows[(?!float32).*]
 """

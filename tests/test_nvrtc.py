@@ -21,6 +21,8 @@ MOST_SPILLED = 512  # bytes a thread stores and loads
 ARGUED_SPILLS = {
     # One word once a tile, where a GeForce leaves 16 queries a tile: ptxas keeps that many loads in flight.
     ("dkv_sm80_tf32_o32k16_d256c128v256c128_w2s1b1_band", "sm_120"): 8,
+    # One word in a tile of four heads, which ptxas finds a register for on A100 and Hopper.
+    ("dq_sm80_bf16_o128h4k64_d64c64v64c32_w4s2b1_list", "sm_120"): 16,
 }
 DATACENTER = ("sm_80", "sm_90a")
 MATRIX_ARCHS = (*DATACENTER, "sm_120")
@@ -92,18 +94,19 @@ def test_sentinels_with_the_other_nvrtc(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_plain_matrix(arch):
-    """All of what datacenter GPUs are given; of what GeForce is, which differs in tiles alone, a third."""
+    """All that is tensor cores' on datacenter GPUs, and on one of them plain FMA; a third of the rest."""
     every = configs("plain", arch)
-    kept = every if arch in DATACENTER else spread(every, len(every) // 3)
+    rest = [one for one in every if arch not in DATACENTER or (arch != "sm_80" and "_generic_" in one.name)]
+    kept = [one for one in every if one not in rest] + spread(rest, len(rest) // 3)
     require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), kept, arch))
 
 
 def with_all_options(arch: str) -> list:
-    """A quarter: gradients, which take longest to compile, for the head dims of most models and on one architecture."""
+    """An eighth: gradients, which take longest to compile, for the head dims of most models and on one architecture."""
     usual = re.compile(r"(dkvq?|dq|dbias)_sm80_\w*_d(64|128)c")
     found = configs("all", arch)
     kept = [one for one in found if not isinstance(one, GradientConfig) or (arch == "sm_80" and usual.match(one.name))]
-    return spread(kept, len(kept) // 4)
+    return spread(kept, len(kept) // 8)
 
 
 @pytest.mark.slow
