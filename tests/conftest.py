@@ -42,9 +42,13 @@ def _emulates(item):
     call = getattr(item, "callspec", None)
     backend = None if call is None else call.params.get("backend")
     names = vars(getattr(item, "module", None) or object)
-    return getattr(backend, "name", "").startswith("emu") or not {"EmuDevice", "EmuBackend", "emu", "build"}.isdisjoint(
-        names
-    )
+    return getattr(backend, "name", "").startswith("emu") or not {
+        "EmuDevice",
+        "EmuBackend",
+        "emu",
+        "build",
+        "first_use_kit",
+    }.isdisjoint(names)
 
 
 def pytest_report_collectionfinish(config):

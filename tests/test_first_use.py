@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 
+import first_use_kit
 import numpy as np
 import pytest
 from backends import EmuBackend
 from emu.arrays import EmuArray, EmuRuntime
 from emu.device import EmuDevice, EmuError
-from wrong_kernels import Wrong, WrongPlain
+from wrong_kernels import Wrong
 
 import flashcupy as fc
 from flashcupy import reference
@@ -18,18 +20,13 @@ from flashcupy.cuda import (
     bwd,
     config,
     config_generic,
-    fallback,
     families,
     first_use,
     fwd,
-    mask_buffers,
     matrix,
-    serve,
-    verdicts,
 )
 from flashcupy.cuda import device as device_module
 from flashcupy.cuda.first_use_poison import PoisonCase
-from flashcupy.cuda.launch import PlanCache
 from flashcupy.cuda.sources import kernels_dir
 from flashcupy.errors import FirstUseError, NotWarmedUpError
 
@@ -66,29 +63,13 @@ def _kinds(folder, verdict):
 
 @pytest.fixture
 def new_process(monkeypatch):
-    """Forget what this process knows, compiled kernels excepted."""
-
-    def forget():
-        monkeypatch.setattr(verdicts, "_good", set())
-        monkeypatch.setattr(verdicts, "_unwritten", {})
-        for module in (serve, mask_buffers):
-            monkeypatch.setattr(module, "_plans", PlanCache())
-        monkeypatch.setattr(fallback, "_told", set())
-
-    forget()
-    return forget
+    return partial(first_use_kit.forget, monkeypatch)
 
 
 @pytest.fixture
-def gpu(new_process, monkeypatch, tmp_path):
-    """A device that no kernel has run on, and that generic kernels serve."""
-    own = EmuDevice(compute_capability=_CAPABILITIES["generic"])
-    monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own)])
-    for name in ("FLASHCUPY_CHECK", "FLASHCUPY_FAMILY", "FLASHCUPY_FALLBACK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+def gpu(monkeypatch, tmp_path):
     with config.use_tiles("small"):
-        yield own
+        yield first_use_kit.fresh_gpu(monkeypatch, tmp_path)
 
 
 class _Watched(EmuDevice):
@@ -291,43 +272,6 @@ def test_a_broken_elementwise_kernel_is_condemned_alone(gpu, monkeypatch, tmp_pa
     for name, call in calls.items():
         if name != function and (name, function) != ("combine", "upload"):  # a merge uploads
             call()
-
-
-_FIRST_TWICE = "if (block_index() == 2 && thread_index() == 0) params.own.order[0] = params.own.order[1];"
-_WRONG_LISTS = {
-    "lists": ("SCAN_ROWS", {"behind": "block_sync();" + _FIRST_TWICE}, "order must name each row once"),
-    "blocks": (
-        "WORDS_OF_BLOCKS",
-        {"behind": "if (block_index() == 0 && thread_index() == 0) params.lists.own.full_words[0] ^= 2;"},
-        "lists-blocks: ",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", _WRONG_LISTS)
-def test_wrong_lists_are_refused(gpu, monkeypatch, new_process, what):
-    name, wrong, words = _WRONG_LISTS[what]
-    blocks = gpu.from_host(np.ones((2, 3), np.bool_))
-    monkeypatch.setattr(config, name, WrongPlain.of(getattr(config, name), **wrong))
-    with gpu.using(detect_races=False), pytest.raises(FirstUseError, match=words):
-        fc.BlockMask.from_blocks(blocks, (32, 48), block_size=16)
-    monkeypatch.undo()
-
-
-@pytest.mark.parametrize("mode", ["first-use", "1"])
-def test_what_marks_missing_blocks_is_checked(gpu, monkeypatch, new_process, mode):
-    """A mask with room enough is served, whatever the mode; where nothing would be marked the call is refused."""
-    monkeypatch.setenv("FLASHCUPY_CHECK", mode)
-    q = gpu.from_host(_normal(2, 32, 8))
-    blocks = gpu.from_host(np.ones((2, 2), np.bool_))
-    mask = fc.BlockMask.empty((32, 32), capacity=4, block_size=16, device="cuda:0")
-    fc.BlockMask.from_blocks(blocks, (32, 32), block_size=16, out=mask)
-    assert np.isfinite(fc.attention(q, q, q, block_mask=mask).get()).all()
-    new_process()
-    wrong = WrongPlain.of(config.poison_config("QueryRows"), instead=";")
-    monkeypatch.setattr(config, "poison_config", lambda side: wrong)
-    with pytest.raises(FirstUseError, match="has numbers where blocks are missing"):
-        fc.attention(q, q, q, block_mask=mask)
 
 
 def test_a_call_of_the_checks_own_shapes_is_refused_too(gpu, break_generic):

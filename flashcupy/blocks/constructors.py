@@ -36,25 +36,21 @@ class ListConstructors:
     def _into(cls, lists: BlockLists, out: Self | None) -> Self:
         if out is None:
             return cls(lists)
-        cls._require_mask(out)
+        _require_mask(out)
         return out._rewrite(lists)
 
     @classmethod
-    def _built_there(cls, build: Callable[..., Any], out: Self | None, *sources: Any) -> Self:
+    def _built_there(cls, constructor: str, out: Self | None, *sources: Any) -> Self:
+        build = getattr(placing.builder(), constructor)
         if out is None:
             made = build(None, *sources)
             return cls(made.lists, made)
-        cls._require_mask(out)
+        _require_mask(out)
         if out._on_host or not out._fixed:
             kind = "a mask on the host" if out._on_host else "an immutable one"
             raise ValueError(f"out must be a mask made by BlockMask.empty on the device of the arrays, got {kind}")
         build(out._buffers, *sources)
         return out._rewritten()
-
-    @classmethod
-    def _require_mask(cls, out: Any) -> None:
-        if not isinstance(out, cls):
-            raise TypeError(f"out must be a BlockMask made by BlockMask.empty, got {type(out).__name__}")
 
     @classmethod
     def from_blocks(
@@ -89,7 +85,7 @@ class ListConstructors:
         array([0, 1, 2, 3], dtype=int32)
         """
         if placing.on_device(blocks):
-            return cls._built_there(placing.builder().from_blocks, out, blocks, shape, block_size)
+            return cls._built_there("from_blocks", out, blocks, shape, block_size)
         return cls._into(build.from_blocks(blocks, shape, block_size), out)
 
     @classmethod
@@ -117,7 +113,7 @@ class ListConstructors:
         True
         """
         if placing.on_device(mask):
-            return cls._built_there(placing.builder().from_dense, out, mask, block_size)
+            return cls._built_there("from_dense", out, mask, block_size)
         return cls._into(build.from_dense(mask, block_size), out)
 
     @classmethod
@@ -207,7 +203,7 @@ class ListConstructors:
         (array([0, 2, 3]), array([0, 1, 1], dtype=int32))
         """
         if placing.on_device(ids, counts):
-            return cls._built_there(placing.builder().from_ids, out, ids, shape, counts, block_size)
+            return cls._built_there("from_ids", out, ids, shape, counts, block_size)
         return cls._into(build.from_ids(ids, shape, counts, block_size), out)
 
     @classmethod
@@ -252,8 +248,7 @@ class ListConstructors:
         array([1, 0], dtype=int32)
         """
         if placing.on_device(scores, allowed, include):
-            own = placing.builder().from_topk
-            return cls._built_there(own, out, scores, k, shape, block_size, allowed, include)
+            return cls._built_there("from_topk", out, scores, k, shape, block_size, allowed, include)
         lists = topk.from_topk(scores, k, shape, block_size=block_size, allowed=allowed, include=include)
         return cls._into(lists, out)
 
@@ -301,10 +296,10 @@ class ListConstructors:
         >>> int(dilated.to_dense()[0, 0, 500].sum())
         51
         """
-        name = placing.check_device(device)
+        placing.check_device(device)
         grid = Grid.make(shape, block_size, batch, heads)
         lists = build.from_predicate(f, grid, None if within is None else _candidates(within, grid))
-        return cls(placing.placed(lists, name))
+        return cls(placing.placed(lists, device))
 
     @classmethod
     def from_scipy(cls, m: Any, *, block_size: BlockSize | None = None) -> Self:
@@ -361,8 +356,7 @@ class ListConstructors:
         capacity, partial_capacity : int
             FULL and PARTIAL blocks that fit, over all rows and heads.
         transposed : bool
-            Keep the lists of the transposed mask, which the backward reads, at fixed addresses too. On a device a graph
-            of a backward needs that.
+            Keep the lists that the backward reads at fixed addresses too, as a graph of a backward needs.
 
         Raises
         ------
@@ -386,6 +380,11 @@ class ListConstructors:
             transposed,
         )
         return cls(buffers.lists, buffers)
+
+
+def _require_mask(out: Any) -> None:
+    if not isinstance(out, ListConstructors):
+        raise TypeError(f"out must be a BlockMask made by BlockMask.empty, got {type(out).__name__}")
 
 
 def _candidates(within: BlockMask, grid: Grid) -> BlockLists:

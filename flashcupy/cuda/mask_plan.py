@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from flashcupy.blocks import bits as bitops
@@ -35,13 +35,13 @@ _SCRATCH = ("full_words", "partial_words", "counts")
 _DIMS = {"counts": ROWS}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """Where blocks come from. `layouts` are those of its arrays, by their names in the kernel's parameters."""
 
     kind: Kind
-    layouts: Mapping[str, Layout] = field(hash=False)
-    numbers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    layouts: Mapping[str, Layout]
+    numbers: Mapping[str, int]
 
     @property
     def partial(self) -> bool:
