@@ -13,7 +13,7 @@ _WORK_HEAD = "        work.head *= Tiles::kHeads;  // the first of the tile\n"
 MMA_TOGETHER: tuple[Fault, ...] = (
     *faults_in(
         "tile/mma_tile.cuh",
-        ("every warp has the first head", "kHeads == 1 ? 0 :", "kHeads > 0 ? 0 :", _FORWARD, "race"),
+        ("every warp has the first head", "kHeads == 1 ? 0 :", "kHeads > 0 ? 0 :", _FORWARD, "bounds"),
         ("warps take turns with heads", "/ (kWarps / kHeads);", "% kHeads;", f"{_FORWARD}, two warps each",
          "race bounds wrong"),
         ("tiles are as far apart as if they were of one head", "return work.tile * kHeadRows;",
