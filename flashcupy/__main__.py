@@ -22,6 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(facts, indent=2) if arguments.json else format_info(facts))
         return 0
 
+    if arguments.command == "capi":
+        from flashcupy.capi.command import run
+
+        return run(arguments)
+
     from flashcupy.cuda import commands
 
     if arguments.command == "check":
@@ -36,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, backends found, caches and threads")
     info.add_argument("--json", action="store_true", help="print JSON instead of text")
     commands.add_parser("check", help="run every kind of kernel on the GPU and compare with the reference")
+    capi = commands.add_parser("capi", help="build the C library for this Python, or tell how to compile with it")
+    capi.add_argument("action", nargs="?", choices=["build"], help="build and install libflashcupy and flashcupy.h")
+    capi.add_argument("--prefix", metavar="DIR", help="where: DIR/include, DIR/lib (default: this Python's own prefix)")
+    capi.add_argument("--cflags", action="store_true", help="print the compiler's options")
+    capi.add_argument("--libs", action="store_true", help="print the linker's options")
     ahead = commands.add_parser("compile", help="compile kernels into the cache, for --arch even without a GPU")
     ahead.add_argument(
         "--arch", type=_names, metavar="SM[,SM]", help="such as sm_90a,sm_80 (default: those of this machine's GPUs)"

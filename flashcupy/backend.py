@@ -35,6 +35,23 @@ class Backend(Protocol):
         """Compute the gradients named by the keys of `grads` ("q", "k", "v", "bias", "sinks") into its arrays."""
         ...
 
+    def forward_workspace(self, problem: AttentionProblem, out: Array, lse: Array) -> int:
+        """Bytes of device memory that `forward` needs besides, if it keeps nothing; none of the arrays is read."""
+        ...
+
+    def backward_workspace(
+        self,
+        problem: AttentionProblem,
+        out: Array,
+        kept: Any,
+        dout: Array,
+        dlse: Array | None,
+        grads: dict[str, Array],
+        deterministic: bool,
+    ) -> int:
+        """Bytes of device memory that `backward` needs besides; none of the arrays is read."""
+        ...
+
     def merge(self, parts: list[Array], logs: list[Array], target: Array, lse: Array) -> None:
         """Combine outputs and lse of disjoint sets of keys."""
         ...

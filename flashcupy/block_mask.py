@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashcupy.blocks import algebra, check, placing, recut
+from flashcupy.blocks.buffers import require_room
 from flashcupy.blocks.constructors import ListConstructors
 from flashcupy.blocks.grid import Grid
 from flashcupy.blocks.lists import BlockLists, Lists, take_groups, transpose
@@ -224,10 +225,9 @@ class BlockMask(ListConstructors, PatternConstructors, MaskViews):
         return result
 
     def _rewrite(self, lists: BlockLists) -> BlockMask:
-        if self._buffers is None:
+        if not self._fixed:
             raise ValueError("out must be a mask made by BlockMask.empty, got an immutable one")
-        if not self._on_host:
-            raise ValueError(f"out is on {self.device}, expected a mask on the host, where the arrays are")
+        require_room(lists, self._lists.grid, self._buffers.capacity, self._buffers.partial_capacity)
         with self._lock:
             self._buffers.rewrite(lists)
         return self._rewritten()

@@ -61,6 +61,19 @@ def varlen_problem(
     )
 
 
+def problem(
+    q: Any, k: Any, v: Any, cu_seqlens: tuple[Any, Any], max_seqlens: tuple[Any, Any], opts: Options
+) -> AttentionProblem:
+    """Validate a call on packed arrays where there are cumulative sequence lengths, and on dense ones where not."""
+    if (cu_seqlens[0] is None) != (cu_seqlens[1] is None):
+        raise ValueError("cu_seqlens_q and cu_seqlens_k go together, expected both or neither")
+    if cu_seqlens[0] is not None:
+        return varlen_problem(q, k, v, cu_seqlens, max_seqlens, opts)
+    if max_seqlens != (None, None):
+        raise ValueError("max_seqlen_q and max_seqlen_k belong to packed rows, expected cu_seqlens_q with them")
+    return dense_problem(q, k, v, opts)
+
+
 def _read(q: Any, k: Any, v: Any, opts: Options) -> tuple[dict[str, Any], str, str]:
     """Operands that have metadata in the spec, where results go back to, and the device."""
     query, library = arrays.read(q, "q")

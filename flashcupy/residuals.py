@@ -107,15 +107,8 @@ kv_lengths, precision
         opts = Options.of(locals())
         if opts.dropout and opts.seed is None:
             raise ValueError("seed is None with dropout > 0, expected the (seed, offset) that the forward used")
-        if (cu_seqlens_q is None) != (cu_seqlens_k is None):
-            raise ValueError("cu_seqlens_q and cu_seqlens_k go together, expected both or neither")
-        if cu_seqlens_q is None and not (max_seqlen_q is None and max_seqlen_k is None):
-            raise ValueError("max_seqlen_q and max_seqlen_k belong to packed rows, expected cu_seqlens_q with them")
-        if cu_seqlens_q is None:
-            problem = build.dense_problem(q, k, v, opts)
-        else:
-            cu, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
-            problem = build.varlen_problem(q, k, v, cu, longest, opts)
+        cu, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+        problem = build.problem(q, k, v, cu, longest, opts)
         out_array, lse_array = outputs.results_given(problem, out, lse)
         kept = backend.serving(problem.spec.device).kept_from_lse(lse_array)
         return cls(q, k, v, out, lse, problem, out_array, lse_array, kept)

@@ -9,6 +9,19 @@ from flashcupy.blocks.grid import Grid
 from flashcupy.blocks.lists import BlockLists, transpose
 
 
+def require_room(lists: BlockLists, grid: Grid, capacity: int, partial_capacity: int) -> None:
+    """Raise ValueError for lists that do not fit into those of a mask made by `empty`."""
+    if lists.grid != grid:
+        raise ValueError(
+            f"out must be a mask of shape {lists.shape} and block_size {lists.block_size}, "
+            f"got {grid.shape} and {grid.block_size}"
+        )
+    if lists.n_full > capacity:
+        raise ValueError(f"out holds {capacity} FULL blocks (capacity), got {lists.n_full}")
+    if lists.n_partial > partial_capacity:
+        raise ValueError(f"out holds {partial_capacity} PARTIAL blocks (partial_capacity), got {lists.n_partial}")
+
+
 class _Storage:
     """Writable arrays, and `lists`, the read-only views of them that are handed out."""
 
@@ -50,19 +63,7 @@ class Buffers:
         return None if self._transposed is None else self._transposed.lists
 
     def rewrite(self, lists: BlockLists) -> None:
-        """Replace the contents, or raise ValueError and leave them alone."""
-        grid = self.lists.grid
-        if lists.grid != grid:
-            raise ValueError(
-                f"out must be a mask of shape {lists.shape} and block_size {lists.block_size}, "
-                f"got {grid.shape} and {grid.block_size}"
-            )
-        if lists.n_full > self.capacity:
-            raise ValueError(f"out holds {self.capacity} FULL blocks (capacity), got {lists.n_full}")
-        if lists.n_partial > self.partial_capacity:
-            raise ValueError(
-                f"out holds {self.partial_capacity} PARTIAL blocks (partial_capacity), got {lists.n_partial}"
-            )
+        """Replace the contents by lists for which there is room."""
         transposed = None if self._transposed is None else transpose(lists)
         self._storage.write(lists)
         if self._transposed is not None and transposed is not None:

@@ -67,14 +67,15 @@ class ListConstructors:
         block_size : int or (int, int)
             Rows and columns of a block: 16, 32, 64, 128 or a multiple of 128.
         out : BlockMask, optional
-            A mask made by `empty` where `blocks` is, rewritten in place and returned.
+            A mask made by `empty`, rewritten in place and returned. It is where `blocks` is, or on a device to which
+            the lists of blocks on the host are then copied, in stream order; not while a graph is captured.
 
         Raises
         ------
         TypeError
             If `blocks` is not bool.
         ValueError
-            If shapes disagree, or `out`, on the host, is too small; `out` is then untouched.
+            If shapes disagree, or if `out` is too small for blocks on the host; `out` is then untouched.
 
         Examples
         --------
@@ -128,6 +129,7 @@ class ListConstructors:
         heads: int = 1,
         partial: npt.ArrayLike | None = None,
         bits: npt.ArrayLike | None = None,
+        out: Self | None = None,
     ) -> Self:
         """Make a mask from compressed block rows.
 
@@ -146,14 +148,17 @@ class ListConstructors:
         bits : uint32 array (n_partial, bq, ceil(bk / 32)) or bool array (n_partial, bq, bk)
             Their elements, in the order of `indices`; column c of a row is bit c % 32 of word c // 32. Goes with
             `partial`.
+        out : BlockMask, optional
+            A mask made by `empty`, rewritten in place and returned. The arrays are on the host; `out` may be on a
+            device all the same, and is rewritten in stream order; not while a graph is captured.
 
         Raises
         ------
         TypeError
             If a dtype is wrong.
         ValueError
-            If `indptr` does not rise from 0 to nnz, an index is out of range or out of order, shapes disagree, or only
-            one of `partial` and `bits` is given.
+            If `indptr` does not rise from 0 to nnz, an index is out of range or out of order, shapes disagree, only one
+            of `partial` and `bits` is given, or `out` is too small; `out` is then untouched.
 
         Examples
         --------
@@ -164,7 +169,7 @@ class ListConstructors:
         lists = build.from_csr(
             indptr, indices, shape, block_size=block_size, batch=batch, heads=heads, partial=partial, bits=bits
         )
-        return cls(lists)
+        return cls._into(lists, out)
 
     @classmethod
     def from_ids(

@@ -130,6 +130,24 @@ class TaskPlan:
         return min(stack_limit(end - first, sequence.k_len), shared, enough)
 
 
+def forward_workspace(problem: AttentionProblem, out: np.ndarray, lse: np.ndarray) -> int:
+    """None: temporary memory is the host's; see `flashcupy.backend.Backend`."""
+    return 0
+
+
+def backward_workspace(
+    problem: AttentionProblem,
+    out: np.ndarray,
+    kept: object,
+    dout: np.ndarray,
+    dlse: np.ndarray | None,
+    grads: dict[str, np.ndarray],
+    deterministic: bool,
+) -> int:
+    """None: temporary memory is the host's; see `flashcupy.backend.Backend`."""
+    return 0
+
+
 def explain(problem: AttentionProblem) -> Explanation:
     """Tell how a forward would be cut, and what a forward and a backward would hold besides their results."""
     spec, plan = problem.spec, TaskPlan(problem)

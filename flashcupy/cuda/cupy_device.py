@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def _nvrtc() -> tuple[Any, str]:
     return cuda.nvrtc, f"NVRTC {major}.{minor}"
 
 
+def cuda_errors() -> tuple[type[BaseException], ...]:
+    """What CuPy raises for errors of the runtime and of the driver; their `status` is the code."""
+    cuda = _cupy().cuda
+    return cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
+
+
 def compiler_version() -> str:
     """Name NVRTC and its version; needs no GPU.
 
@@ -102,6 +109,30 @@ def nvrtc_compile(source: str, entry: str, arch: str, include: Path) -> tuple[by
     used = nvrtc.usage(log)
     LOG.debug("%s for %s: %s", entry, arch, used or "registers are assigned when it is loaded")
     return binary, used
+
+
+class _CudaStream:
+    """A stream that somebody else made, by the protocol that CuPy takes it over with."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
+
+
+@contextmanager
+def _own_context(driver: Any) -> Iterator[None]:
+    """Restore the thread's context: the runtime restores the device, which selects the device's primary context."""
+    try:
+        before = driver.ctxGetCurrent()
+    except driver.CUDADriverError:  # the driver is not even initialised
+        before = 0
+    try:
+        yield
+    finally:
+        if before and driver.ctxGetCurrent() != before:
+            driver.ctxSetCurrent(before)
 
 
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
@@ -149,6 +180,22 @@ class CupyDevice:
     def scope(self) -> AbstractContextManager[Any]:
         return _cupy().cuda.Device(self.ordinal)
 
+    @contextmanager
+    def on_stream(self, stream: int) -> Iterator[None]:
+        cuda = _cupy().cuda
+        with _own_context(cuda.driver), self.scope():
+            with cuda.Stream.from_external(_CudaStream(stream)) if stream else cuda.Stream.null:
+                yield
+
+    def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> Array:
+        cuda = _cupy().cuda
+        memory = cuda.UnownedMemory(pointer, 0, None, self.ordinal)
+        return _cupy().ndarray(shape, dtype, cuda.MemoryPointer(memory, 0), strides)
+
+    def free_cached(self) -> None:
+        with self.scope():
+            _cupy().get_default_memory_pool().free_all_blocks()
+
     def is_capturing(self) -> bool:
         cupy = _cupy()
         try:
@@ -170,6 +217,11 @@ class CupyDevice:
         with self.scope():
             return _cupy().array(own.reshape(-1)).reshape(own.shape)
 
+    def overwrite(self, target: Array, content: np.ndarray) -> None:
+        # From pageable memory the copy has left the source when it returns.
+        with self.scope():
+            target.set(content)
+
     def to_host(self, array: Array) -> np.ndarray:
         with self.scope():
             return _cupy().asnumpy(array)
@@ -178,9 +230,7 @@ class CupyDevice:
         _cupy().cuda.Device(self.ordinal).synchronize()
 
     def is_kernel_fault(self, error: BaseException) -> bool:
-        cuda = _cupy().cuda
-        errors = (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError)
-        return isinstance(error, errors) and error.status in _KERNEL_FAULTS
+        return isinstance(error, cuda_errors()) and error.status in _KERNEL_FAULTS  # type: ignore[attr-defined]
 
     def compile(self, source: str, entry: str, include: Path) -> bytes:
         return nvrtc_compile(source, entry, self.properties.arch, include)[0]

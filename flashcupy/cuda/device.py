@@ -47,6 +47,21 @@ class Device(Protocol):
         """Make this the current device, and restore the caller's on exit; the caller's stream of it stays current."""
         ...
 
+    def on_stream(self, stream: int) -> AbstractContextManager[Any]:
+        """Make this the current device and `stream` (a cudaStream_t; 0 is the legacy default stream) current on it.
+
+        On exit the thread has its own device, context and stream again.
+        """
+        ...
+
+    def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> Array:
+        """View memory that somebody else owns as an array; nothing is looked at. Strides None are row-major."""
+        ...
+
+    def free_cached(self) -> None:
+        """Give unused memory of the pool back to the driver."""
+        ...
+
     def is_capturing(self) -> bool:
         """Whether the current stream records a CUDA graph."""
         ...
@@ -57,6 +72,10 @@ class Device(Protocol):
 
     def from_host(self, array: np.ndarray) -> Array:
         """Copy a host array to new device memory; the source may change afterwards. Not while capturing."""
+        ...
+
+    def overwrite(self, target: Array, content: np.ndarray) -> None:
+        """Copy a host array over a row-major one of its shape and dtype, in stream order. Not while capturing."""
         ...
 
     def to_host(self, array: Array) -> np.ndarray:

@@ -72,6 +72,13 @@ class DeviceLists(Lists):
         order = device.from_host(longest_first(lists, last_first=not transposed))
         return cls(lists.grid, device, **arrays, order=order)
 
+    def overwrite(self, lists: BlockLists, *, last_first: bool) -> None:
+        """Copy lists of the host, for which there is room, over these, in stream order; not while capturing."""
+        for name, content in lists.trimmed().arrays().items():
+            target = getattr(self, name)
+            self.device.overwrite(target[: len(content)], np.ascontiguousarray(content))
+        self.device.overwrite(self.order, longest_first(lists, last_first=last_first))
+
     def cleared(self, *, last_first: bool) -> DeviceLists:
         """Return them listing nothing; not while a graph is captured."""
         nothing = full_blocks(self.grid, np.empty(0, np.int64))

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flashcupy.cuda import config
+from flashcupy.cuda import config, workspace
 from flashcupy.cuda.compile import KernelConfig, LoadedKernel, is_compiled, load_kernel, loaded_kernel
-from flashcupy.cuda.device import Device, runtime
+from flashcupy.cuda.device import Device
 from flashcupy.cuda.first_use_plain import PlainCase, plain_case
 from flashcupy.cuda.first_use_poison import PoisonCase, poison_case
 from flashcupy.cuda.params import UPLOAD_WORDS, UploadParams
@@ -69,10 +69,8 @@ class ReadyPlan:
         note_launches(self.kernels)
         start = 0
         if self.workspace_bytes:
-            # Freed on return, which is in stream order: the pool gives it to later work of this stream only.
-            workspace = device.empty((self.workspace_bytes,), _BYTE)
-            start = runtime().pointer(workspace)
-            keep_for_graph(device, workspace)
+            start, memory = workspace.take(device, self.workspace_bytes)
+            keep_for_graph(device, memory)
         for slot, offset in self.plan.workspace.items():
             addresses[slot] = start + offset
         if host:
@@ -114,7 +112,6 @@ def keep_for_graph(device: Device, *arrays: Any) -> None:
 
 
 _of_graphs: list[tuple[Any, ...]] = []
-_BYTE = np.dtype(np.uint8)
 _UPLOAD_DATA = UploadParams.data.offset
 _UPLOAD_SIZE = -(-(_UPLOAD_DATA + 4 * UPLOAD_WORDS) // 8) * 8
 assert UploadParams.words.offset == 8
@@ -153,13 +150,24 @@ def _checked(
     device: Device, configs: Sequence[KernelConfig], acc: Literal["float", "double"], check: Check | None
 ) -> list[LoadedKernel]:
     kernels = [load_kernel(device, one) for one in configs]
+    with workspace.not_given():
+        _check(device, configs, kernels, acc, check)
+    return kernels
+
+
+def _check(
+    device: Device,
+    configs: Sequence[KernelConfig],
+    kernels: Sequence[LoadedKernel],
+    acc: Literal["float", "double"],
+    check: Check | None,
+) -> None:
     own, plain = _split(configs, kernels, acc)
     if own:
         assert check is not None
         ensure_checked(device, own, check)
     for case, kernel in plain.items():
         ensure_checked(device, [kernel], partial(case.begin, device))
-    return kernels
 
 
 def _loaded_before(
@@ -209,8 +217,17 @@ def _ready(
     uploads, end = {}, 0
     for slot, array in host:
         uploads[slot] = end
-        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        end += _upload_bytes(array)
     return ReadyPlan(plan, kernels, upload, uploads, end)
+
+
+def _upload_bytes(array: np.ndarray) -> int:
+    return -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def workspace_bytes(plan: Plan, host: Sequence[tuple[str, np.ndarray]]) -> int:
+    """Temporary memory of a call, without making its plan ready."""
+    return plan.workspace_bytes + sum(_upload_bytes(array) for _, array in host)
 
 
 def is_ready(device: Device, plan: Plan, host: Sequence[tuple[str, np.ndarray]]) -> bool:

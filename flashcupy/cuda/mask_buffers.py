@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flashcupy.blocks.grid import Grid
+from flashcupy.blocks.lists import BlockLists, transpose
 from flashcupy.cuda.device import Device, runtime
 from flashcupy.cuda.device_lists import DeviceLists
 from flashcupy.cuda.first_use_lists import ListCase
@@ -57,6 +58,34 @@ class DeviceBuffers:
             self._run(source, arrays, rows=True, columns=self.keeps_columns)
             self._source, self._columns_written = source, False
             self._captured |= self.device.is_capturing()
+
+    def rewrite(self, lists: BlockLists) -> None:
+        """Copy lists of the host, for which there is room, in stream order.
+
+        Raises
+        ------
+        NotWarmedUpError
+            While a graph is captured: its replays could not copy them again.
+        ValueError
+            If a graph rewrites the lists, and no transposed ones are kept: nobody could tell whose those must be.
+        """
+        if self._captured and not self.keeps_columns:
+            raise ValueError("out is rewritten by a graph and keeps no transposed lists, expected arrays on the device")
+        with self.device.scope(), self._lock:
+            if self.device.is_capturing():
+                raise NotWarmedUpError(
+                    "lists of a block_mask in host memory cannot be copied to the device while a graph is captured: "
+                    "build it from arrays on the device"
+                )
+            self.lists.overwrite(lists, last_first=True)
+            columns = transpose(lists)
+            if self.keeps_columns:
+                assert self._columns is not None
+                self._columns.overwrite(columns, last_first=False)
+            else:
+                self._columns = DeviceLists.from_host(self.device, columns, transposed=True)
+                self.device.synchronize()  # once: calls on other streams use them too
+            self._source, self._columns_written = None, not self.keeps_columns
 
     @property
     def transposed(self) -> DeviceLists | None:

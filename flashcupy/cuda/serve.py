@@ -13,7 +13,7 @@ from flashcupy.arrays import accumulator
 from flashcupy.cuda import bwd_sm80, config, families, first_use
 from flashcupy.cuda.calls import Call
 from flashcupy.cuda.fallback import first_that_works
-from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, keep_for_graph, make_ready, prepare
+from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, keep_for_graph, make_ready, prepare, workspace_bytes
 from flashcupy.cuda.plan import Plan
 from flashcupy.errors import NotWarmedUpError
 from flashcupy.results import Explanation
@@ -67,12 +67,45 @@ def backward(
     call = Call(problem)
     with call.device.scope():
         _add_upstream(call, out, kept, dout, dlse)
-        for name, array in grads.items():
-            call.add(_GRADIENTS[name], array)
+        _add_gradients(call, grads)
         call.add_lists(transposed=False)
         if "k" in grads or "v" in grads:
             call.add_lists(transposed=True)
         _ready_backward(call, tuple(grads), deterministic).run(call.device, call.addresses, call.host)
+
+
+def forward_workspace(problem: AttentionProblem, out: Array, lse: Array) -> int:
+    """Bytes of temporary memory of a forward that keeps nothing, whichever family serves it."""
+    call = Call(problem)
+    _add_results(call, out, lse, None)
+    return _most_workspace(call, "forward", lambda family: family.forward(call.builder(), tails=call.tails))
+
+
+def backward_workspace(
+    problem: AttentionProblem,
+    out: Array,
+    kept: Kept,
+    dout: Array,
+    dlse: Array | None,
+    grads: dict[str, Array],
+    deterministic: bool,
+) -> int:
+    """Bytes of temporary memory of a backward, whichever family serves it."""
+    if not grads:
+        return 0
+    call = Call(problem)
+    _add_upstream(call, out, kept, dout, dlse)
+    _add_gradients(call, grads)
+
+    def make(family: families.Family) -> Plan:
+        return family.backward(call.builder(), tuple(grads), tails=call.tails, deterministic=deterministic)
+
+    return _most_workspace(call, "backward", make)
+
+
+def _most_workspace(call: Call, direction: families.Direction, make: Callable[[families.Family], Plan]) -> int:
+    plans = [make(families.FAMILIES[name]) for name in families.to_try(call.request(), direction)]
+    return max(workspace_bytes(plan, call.host) for plan in plans)
 
 
 def warmup(problem: AttentionProblem, backward: bool) -> None:
@@ -111,15 +144,14 @@ def explain(problem: AttentionProblem) -> Explanation:
     if back_family is not family:
         why = f"{why}; backward by family {back_family.name}"
     main = next((one for one in reversed(plan.launches) if not isinstance(one.config, config.PlainConfig)), None)
-    uploaded = sum(-(-array.nbytes // 16) * 16 for _, array in call.host)
     return Explanation(
         backend="cuda",
         config="nothing to launch" if main is None else main.config.name,
         reason=why,
         threads=0 if main is None else main.config.threads,
         tasks=0 if main is None else main.grid,
-        workspace_bytes=plan.workspace_bytes + uploaded,
-        backward_workspace_bytes=back.workspace_bytes + uploaded,
+        workspace_bytes=workspace_bytes(plan, call.host),
+        backward_workspace_bytes=workspace_bytes(back, back_call.host),
         compiled=is_ready(call.device, plan, call.host),
         spec=problem.spec,
     )
@@ -181,6 +213,11 @@ def _add_results(call: Call, out: Array, lse: Array, stats: Array | None) -> Non
     call.add("lse", lse)
     if stats is not None:
         call.add("stats", stats)
+
+
+def _add_gradients(call: Call, grads: dict[str, Array]) -> None:
+    for name, array in grads.items():
+        call.add(_GRADIENTS[name], array)
 
 
 def _add_upstream(call: Call, out: Array, kept: Kept, dout: Array, dlse: Array | None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ class EmuDevice:
         self.settings = settings or Settings()
         self.capturing = False
         self.launches = 0
+        self.streams: list[int] = []
         self.accesses = self.switches = 0  # of the last launch
         self.bank_conflicts: list[banks.BankConflicts] = []  # of the last launch that counted them
         self._registered: dict[int, Any] = {}
@@ -139,6 +141,21 @@ class EmuDevice:
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext(self)
 
+    @contextlib.contextmanager
+    def on_stream(self, stream: int) -> Iterator[None]:
+        """There are no streams: launches are done in the order that they are made. `streams` notes who asked."""
+        self.streams.append(stream)
+        yield
+
+    def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> EmuArray:
+        like = np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin != 1 else dtype  # NumPy knows no name for bfloat16
+        interface = {"data": (pointer, False), "shape": shape, "strides": strides, "typestr": like.str, "version": 3}
+        memory = np.asarray(SimpleNamespace(__array_interface__=interface)) if pointer else np.empty(shape, like)
+        return EmuArray(memory.view(dtype), self)
+
+    def free_cached(self) -> None:
+        """Nothing is cached."""
+
     def is_capturing(self) -> bool:
         return self.capturing
 
@@ -159,6 +176,13 @@ class EmuDevice:
         copy = self.empty(array.shape, array.dtype)
         copy._host[...] = array
         return copy
+
+    def overwrite(self, target: EmuArray, content: np.ndarray) -> None:
+        if self.capturing:
+            raise EmuError("limits: a copy from the host while the stream is capturing")
+        assert (target.shape, target.dtype) == (content.shape, content.dtype)
+        assert target.flags.c_contiguous
+        target._host[...] = content
 
     def to_host(self, array: EmuArray) -> np.ndarray:
         return array.get()

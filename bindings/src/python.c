@@ -1,0 +1,190 @@
+/*
+ * The Python behind the library: the host's own if it runs one of the same version, else the recorded one, started
+ * here. Nothing of Python is linked: what is called is looked up in the libpython that is there, so that the library
+ * loads wherever the host's loader looks for libraries. recorded.h comes from the build.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "front.h"
+#include "recorded.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <link.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define FUNCTIONS(X)                                                                                                \
+    X(Py_GetVersion)                                                                                                \
+    X(Py_IsInitialized)                                                                                             \
+    X(Py_InitializeFromConfig)                                                                                      \
+    X(Py_PreInitialize)                                                                                             \
+    X(PyPreConfig_InitIsolatedConfig)                                                                               \
+    X(PyConfig_InitIsolatedConfig)                                                                                  \
+    X(PyConfig_SetBytesString)                                                                                      \
+    X(PyConfig_Clear)                                                                                               \
+    X(PyStatus_Exception)                                                                                           \
+    X(PyEval_SaveThread)                                                                                            \
+    X(PyGILState_Ensure)                                                                                            \
+    X(PyGILState_Release)                                                                                           \
+    X(PyDict_New)                                                                                                   \
+    X(PyDict_GetItemString)                                                                                         \
+    X(PyDict_SetItemString)                                                                                         \
+    X(PyEval_GetBuiltins)                                                                                           \
+    X(PyErr_Clear)                                                                                                  \
+    X(PyUnicode_AsUTF8)                                                                                             \
+    X(PyRun_StringFlags)                                                                                            \
+    X(Py_DecRef)
+
+#define MEMBER(name) __typeof__(name) *name;
+static struct { FUNCTIONS(MEMBER) } py;
+#undef MEMBER
+
+/* Imports what the embedding library needs; `error` stays "" if that works. A host's Python may lack the packages: then
+ * those of the recorded environment serve, behind its own. */
+static const char bootstrap[] =
+    "error = ''\n"
+    "try:\n"
+    "    import sys\n"
+    "    if sys.version_info[:2] != recorded_version:\n"
+    "        raise ImportError('this is Python %d.%d' % sys.version_info[:2])\n"
+    "    try:\n"
+    "        import _cffi_backend, flashcupy.capi.entries\n"
+    "    except ModuleNotFoundError:\n"
+    "        sys.path.extend(path for path in recorded_path if path not in sys.path)\n"
+    "        import _cffi_backend, flashcupy.capi.entries\n"
+    "except BaseException as exception:\n"
+    "    error = '%s: %s' % (type(exception).__name__, exception)\n";
+
+static flashcupy_status fail(flashcupy_reply *reply, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static flashcupy_status fail(flashcupy_reply *reply, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(reply->text, reply->capacity, format, arguments);
+    va_end(arguments);
+    return FLASHCUPY_PYTHON;
+}
+
+static flashcupy_status look_up(void *library, const char *where, flashcupy_reply *reply) {
+#define LOOK_UP(name)                                                                                               \
+    if (!(py.name = (__typeof__(py.name))dlsym(library, #name)))                                                    \
+        return fail(reply, "%s has no %s, expected Python " RECORDED_VERSION, where, #name);
+    FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+    return FLASHCUPY_OK;
+}
+
+/* Remember the path of a libpython that is loaded. */
+static int find_libpython(struct dl_phdr_info *info, size_t size, void *found) {
+    const char *base = strrchr(info->dlpi_name, '/');
+    (void)size;
+    base = base ? base + 1 : info->dlpi_name;
+    /* libpython3.so only forwards to the one of a version */
+    if (strncmp(base, "libpython", 9) || !strcmp(base, "libpython3.so")) return 0;
+    snprintf(found, PATH_MAX, "%s", info->dlpi_name);
+    return 1;
+}
+
+/* The libpython that is loaded, or the program itself if it carries Python; NULL without either. Makes its symbols
+ * visible to extension modules, which do not name it among their needs. */
+static void *loaded_python(char *path) {
+    path[0] = 0;
+    if (dl_iterate_phdr(find_libpython, path)) return dlopen(path, RTLD_NOLOAD | RTLD_NOW | RTLD_GLOBAL);
+    strcpy(path, "the host program");
+    return dlsym(RTLD_DEFAULT, "Py_IsInitialized") ? dlopen(NULL, RTLD_NOW) : NULL;
+}
+
+static int same_version(const char *version) {
+    size_t n = strlen(RECORDED_VERSION);
+    return !strncmp(version, RECORDED_VERSION, n) && (version[n] == '.' || version[n] == '+');
+}
+
+static flashcupy_status start(flashcupy_reply *reply) {
+    PyPreConfig before;
+    PyConfig config;
+    PyStatus status;
+    py.PyPreConfig_InitIsolatedConfig(&before);
+    before.utf8_mode = 1; /* whatever the host's locale is, which is left alone */
+    status = py.Py_PreInitialize(&before);
+    if (!py.PyStatus_Exception(status)) {
+        py.PyConfig_InitIsolatedConfig(&config);
+        config.install_signal_handlers = 0;
+        /* A virtual environment is found by the path of its python. */
+        status = py.PyConfig_SetBytesString(&config, &config.program_name, RECORDED_PYTHON);
+        if (!py.PyStatus_Exception(status)) status = py.Py_InitializeFromConfig(&config);
+        py.PyConfig_Clear(&config);
+    }
+    if (py.PyStatus_Exception(status))
+        return fail(reply, "Python (" RECORDED_PYTHON ") does not start: %s",
+                    status.err_msg ? status.err_msg : "it wants to exit");
+    py.PyEval_SaveThread();
+    return FLASHCUPY_OK;
+}
+
+/* Run the bootstrap, with the GIL held. */
+static flashcupy_status import_packages(flashcupy_reply *reply) {
+    flashcupy_status status = FLASHCUPY_OK;
+    PyObject *names = py.PyDict_New(), *done = NULL, *error;
+    const char *text = NULL;
+    if (names && !py.PyDict_SetItemString(names, "__builtins__", py.PyEval_GetBuiltins()))
+        done = py.PyRun_StringFlags(RECORDED_NAMES, Py_file_input, names, names, NULL);
+    if (done) {
+        py.Py_DecRef(done);
+        done = py.PyRun_StringFlags(bootstrap, Py_file_input, names, names, NULL);
+    }
+    if (done && (error = py.PyDict_GetItemString(names, "error"))) text = py.PyUnicode_AsUTF8(error);
+    if (!text || *text)
+        status = fail(reply, "%s: the library was built for " RECORDED_PYTHON " with flashcupy and cffi",
+                      text ? text : "Python cannot run the library's start");
+    py.PyErr_Clear();
+    if (done) py.Py_DecRef(done);
+    if (names) py.Py_DecRef(names);
+    return status;
+}
+
+/* The embedding library lies in the folder flashcupy/ beside this one. */
+static flashcupy_status load_entries(entries *to, flashcupy_reply *reply) {
+    char path[PATH_MAX], *slash;
+    Dl_info own;
+    void *library;
+    if (!dladdr(bootstrap, &own) || !realpath(own.dli_fname, path) || !(slash = strrchr(path, '/')))
+        return fail(reply, "the library cannot find out where it lies");
+    if ((size_t)snprintf(slash, path + sizeof path - slash, "/flashcupy/%s", RECORDED_EMBEDDING) >=
+        (size_t)(path + sizeof path - slash))
+        return fail(reply, "the path of the library is too long");
+    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) return fail(reply, "the embedding library cannot be loaded: %s", dlerror());
+#define LOOK_UP(name)                                                                                               \
+    if (!(to->name = (__typeof__(to->name))dlsym(library, "flashcupy_py_" #name)))                                  \
+        return fail(reply, "%s lacks %s: build the library anew", path, "flashcupy_py_" #name);
+    FLASHCUPY_ENTRIES(LOOK_UP)
+#undef LOOK_UP
+    return FLASHCUPY_OK;
+}
+
+flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int32_t *owned) {
+    char path[PATH_MAX];
+    void *library = loaded_python(path);
+    flashcupy_status status;
+    PyGILState_STATE gil;
+    if (!library) {
+        snprintf(path, sizeof path, "%s", RECORDED_LIBPYTHON);
+        /* Global, because extension modules do not name it among their needs. */
+        if (!(library = dlopen(path, RTLD_NOW | RTLD_GLOBAL)))
+            return fail(reply, "libpython cannot be loaded: %s", dlerror());
+    }
+    if ((status = look_up(library, path, reply))) return status;
+    if (!same_version(py.Py_GetVersion()))
+        return fail(reply, "the process has Python %.40s (%s), expected Python " RECORDED_VERSION
+                    ", which the library is bound to", py.Py_GetVersion(), path);
+    *owned = !py.Py_IsInitialized();
+    if (*owned && (status = start(reply))) return status;
+    gil = py.PyGILState_Ensure();
+    status = import_packages(reply);
+    py.PyGILState_Release(gil);
+    return status ? status : load_entries(to, reply);
+}
