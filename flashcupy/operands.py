@@ -35,7 +35,8 @@ def output(x: Any, name: str, library: str, device: str) -> Array:
         raise TypeError(f"{name} is a {own} array and the inputs are {library} ones, expected one library")
     if library == "jax" or (on_host(array) and not array.flags.writeable):
         raise TypeError(f"{name} is an immutable {own} array, expected memory that can be written to")
-    if any(stride == 0 and extent > 1 for stride, extent in zip(array.strides, array.shape, strict=True)):
+    shared = any(stride == 0 and extent > 1 for stride, extent in zip(array.strides, array.shape, strict=True))
+    if shared and array.size:  # NumPy gives arrays without elements strides of 0
         raise ValueError(f"{name} is a broadcast view (strides {array.strides}), expected memory of its own")
     return array
 

@@ -89,6 +89,8 @@ def test_zero_sizes(backend, zero):
     v = _normal(sizes["batch"], 2, sizes["kv_len"], sizes["v_dim"])
     out, lse, grads = _agrees(backend.api, q, k, v, causal=True, sinks=_normal(sizes["q_heads"]))
     assert out.shape == (*q.shape[:3], sizes["v_dim"])
+    given = np.empty_like(out)
+    assert backend.api.attention(q, k, v, out=given) is given
     if zero == "kv_len":
         assert not out.any()
         assert np.array_equal(lse, np.broadcast_to(_normal(4)[:, None], lse.shape))

@@ -18,7 +18,6 @@
 #include <string.h>
 
 #define FUNCTIONS(X)                                                                                                \
-    X(Py_GetVersion)                                                                                                \
     X(Py_IsInitialized)                                                                                             \
     X(Py_InitializeFromConfig)                                                                                      \
     X(Py_PreInitialize)                                                                                             \
@@ -98,9 +97,13 @@ static void *loaded_python(char *path) {
     return dlsym(RTLD_DEFAULT, "Py_IsInitialized") ? dlopen(NULL, RTLD_NOW) : NULL;
 }
 
-static int same_version(const char *version) {
+static flashcupy_status require_version(void *library, const char *where, flashcupy_reply *reply) {
+    const char *(*get_version)(void) = (const char *(*)(void))dlsym(library, "Py_GetVersion");
+    const char *version = get_version ? get_version() : "of no version";
     size_t n = strlen(RECORDED_VERSION);
-    return !strncmp(version, RECORDED_VERSION, n) && (version[n] == '.' || version[n] == '+');
+    if (!strncmp(version, RECORDED_VERSION, n) && (version[n] == '.' || version[n] == '+')) return FLASHCUPY_OK;
+    return fail(reply, "the process has Python %.40s (%s), expected Python " RECORDED_VERSION
+                ", which the library is bound to", version, where);
 }
 
 static flashcupy_status start(flashcupy_reply *reply) {
@@ -177,10 +180,7 @@ flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int
         if (!(library = dlopen(path, RTLD_NOW | RTLD_GLOBAL)))
             return fail(reply, "libpython cannot be loaded: %s", dlerror());
     }
-    if ((status = look_up(library, path, reply))) return status;
-    if (!same_version(py.Py_GetVersion()))
-        return fail(reply, "the process has Python %.40s (%s), expected Python " RECORDED_VERSION
-                    ", which the library is bound to", py.Py_GetVersion(), path);
+    if ((status = require_version(library, path, reply)) || (status = look_up(library, path, reply))) return status;
     *owned = !py.Py_IsInitialized();
     if (*owned && (status = start(reply))) return status;
     gil = py.PyGILState_Ensure();

@@ -83,10 +83,12 @@ flashcupy_status flashcupy_enter(call *call) {
 }
 
 flashcupy_status flashcupy_leave(call *call, int32_t replied) {
-    (void)call;
+    (void)call; /* its entries are in use until here */
     pthread_rwlock_unlock(&in_use);
     if ((replied & ~0xFF) != FLASHCUPY_MARK)
         return flashcupy_fail(FLASHCUPY_PYTHON, "the embedding library cannot call Python any more");
+    /* A callback that called the library has left an error of its own. */
+    if (!(replied & 0xFF)) error_text[0] = 0;
     return replied & 0xFF;
 }
 
@@ -95,14 +97,18 @@ flashcupy_status flashcupy_supported(const flashcupy_tensor *q, const flashcupy_
     flashcupy_options own;
     call call;
     flashcupy_status status = flashcupy_enter(&call);
+    reason_text[0] = 0;
     if (!status) {
+        call.reply.text = reason_text;
+        call.reply.capacity = sizeof reason_text;
         if ((status = flashcupy_options_of(&own, options)))
             status = flashcupy_leave(&call, FLASHCUPY_MARK | status);
         else
             status = flashcupy_leave(&call, call.to->supported(&call.reply, q, k, v, &own));
     }
-    memcpy(reason_text, error_text, sizeof reason_text);
-    if (!status) error_text[0] = 0;
+    /* The reason of a failure is its error too, wherever it was noted. */
+    if (status && reason_text[0]) memcpy(error_text, reason_text, sizeof error_text);
+    if (status && !reason_text[0]) memcpy(reason_text, error_text, sizeof reason_text);
     if (reason) *reason = reason_text;
     return status;
 }

@@ -87,6 +87,12 @@ def declarations(header: Path) -> str:
     return text.replace("FLASHCUPY_API", "")
 
 
+def _types(header: Path) -> str:
+    """What a header declares but functions: those are the front's, which the embedding library does not know."""
+    statements = declarations(header).split(";")
+    return ";".join(text for text in statements if "(" not in text or text.lstrip().startswith("typedef"))
+
+
 def build(prefix: Prefix, *, extra_flags: tuple[str, ...] = ()) -> None:
     """Compile both libraries and install them with the header and a pkg-config file.
 
@@ -172,7 +178,7 @@ def _compile_embedding(compiler: list[str], folder: Path, target: Path) -> None:
         raise ImportError("the C library needs cffi: pip install 'flashcupy[capi]'") from error
     bindings = bindings_dir()
     builder = cffi.FFI()
-    builder.cdef(declarations(bindings / "flashcupy.h"))
+    builder.cdef(_types(bindings / "flashcupy.h"))
     builder.embedding_api(declarations(bindings / "src" / "entries.h"))
     builder.embedding_init_code(
         f"from {_EMBEDDING_MODULE} import ffi\nfrom flashcupy.capi.entries import bind\nbind(ffi)\n"

@@ -183,9 +183,12 @@ class CupyDevice:
     @contextmanager
     def on_stream(self, stream: int) -> Iterator[None]:
         cuda = _cupy().cuda
-        with _own_context(cuda.driver), self.scope():
-            with cuda.Stream.from_external(_CudaStream(stream)) if stream else cuda.Stream.null:
-                yield
+        with _own_context(cuda.driver), self.scope(), self._stream(stream):
+            yield
+
+    def _stream(self, stream: int) -> Any:
+        cuda = _cupy().cuda
+        return cuda.Stream.from_external(_CudaStream(stream)) if stream else cuda.Stream.null
 
     def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> Array:
         cuda = _cupy().cuda

@@ -1,0 +1,166 @@
+"""The C library in processes that know nothing of Python: its start, its environment, forks, threads, sanitizers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from capi_kit import installed
+
+from flashcupy.capi import build as capi_build
+from flashcupy.capi.build import Prefix, bindings_dir, build
+
+SOURCE = Path(__file__).parent / "capi_hosts" / "process.c"
+COMPILE = ["cc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{bindings_dir()}"]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    installed()
+    program = tmp_path_factory.mktemp("host") / "process"
+    subprocess.run([*COMPILE, str(SOURCE), "-o", str(program), "-ldl", "-lpthread"], check=True)
+    return program
+
+
+def _run(host, what, library=None, *more, env=None, cwd="/"):
+    """Run without an environment; what the library writes to stderr, or beside the host's lines, fails the test."""
+    command = [str(host), what, str(library or installed().library), *map(str, more)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env or {}, cwd=cwd, timeout=120)
+    assert done.stderr == ""
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
+
+
+GOOD = ["first: FLASHCUPY_OK ", "second: FLASHCUPY_OK "]
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"PYTHONHOME": "/nonexistent", "PYTHONPATH": "/nonexistent", "PATH": "/nonexistent", "HOME": "/nonexistent"},
+        {"PYTHONSTARTUP": "/nonexistent", "PYTHONINSPECT": "1", "PYTHONVERBOSE": "1", "LC_ALL": "C"},
+        {"FLASHCUPY_DEBUG": "1"},
+    ],
+    ids=["none", "bogus", "loud", "debug"],
+)
+def test_the_environment_of_the_host_does_not_matter(host, env):
+    assert _run(host, "twice", env=env) == GOOD
+
+
+def test_forks(host):
+    lines = _run(host, "fork")
+    assert lines[:2] == ["child before the first call: FLASHCUPY_OK ", "parent: FLASHCUPY_OK "]
+    assert lines[2].startswith("child after it: FLASHCUPY_FORKED this process is a fork of process ")
+    assert lines[3] == "parent: FLASHCUPY_OK "
+
+
+def test_closing_the_library_is_harmless(host):
+    assert _run(host, "reopen") == ["first: FLASHCUPY_OK ", "dlclose: 0", "second: FLASHCUPY_OK "]
+
+
+def test_threads_at_once_and_a_shutdown_between(host):
+    lines = _run(host, "threads")
+    assert lines == ["threads: 0 errors", "shutdown: FLASHCUPY_OK ", "threads: 0 errors"]
+
+
+def test_messages_go_to_the_callback(host):
+    message, warned, silent = _run(host, "log")
+    assert message.startswith("message 30 for me: UserWarning: dropout is 0.0001")
+    assert message.endswith("calling from it: FLASHCUPY_INVALID_ARGUMENT")
+    assert (warned, silent) == ("warned: FLASHCUPY_OK ", "silent: FLASHCUPY_OK ")
+
+
+def _built(monkeypatch, folder, **recorded):
+    """The library as it is when what it was built for has gone."""
+    original = capi_build._recorded
+
+    def changed(*arguments):
+        text = original(*arguments)
+        for name, value in recorded.items():
+            lines = [f'#define {name} "{value}"' if f" {name} " in line else line for line in text.splitlines()]
+            text = "\n".join(lines) + "\n"
+        return text
+
+    monkeypatch.setattr(capi_build, "_recorded", changed)
+    prefix = Prefix(folder)
+    build(prefix)
+    return prefix
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ({"RECORDED_LIBPYTHON": "/gone/libpython.so"}, "libpython cannot be loaded: /gone/libpython.so"),
+        (
+            {"RECORDED_PYTHON": "/gone/bin/python", "RECORDED_NAMES": "recorded_version = (3, 0)"},
+            "ImportError: this is",
+        ),
+        (
+            {
+                "RECORDED_PYTHON": "/gone/bin/python",
+                "RECORDED_NAMES": f"recorded_version = {sys.version_info[:2]}\\nrecorded_path = []",
+            },
+            "No module named",
+        ),
+        ({"RECORDED_EMBEDDING": "gone.so"}, "the embedding library cannot be loaded"),
+        ({"RECORDED_VERSION": "3.0"}, "expected Python 3.0, which the library is bound to"),
+    ],
+    ids=["libpython", "version of packages", "packages", "embedding", "version"],
+)
+def test_a_python_that_cannot_start_is_a_status(host, monkeypatch, tmp_path, recorded, message):
+    prefix = _built(monkeypatch, tmp_path, **recorded)
+    first, second = _run(host, "twice", prefix.library)
+    assert first.startswith("first: FLASHCUPY_PYTHON ")
+    assert message in first
+    assert second == first.replace("first", "second")
+
+
+def test_a_host_with_another_python(host, tmp_path):
+    other = tmp_path / "libpython3.9.so.1.0"
+    code = 'const char *Py_GetVersion(void) { return "3.9.1 (default)"; } int Py_IsInitialized(void) { return 1; }'
+    source = tmp_path / "other.c"
+    source.write_text(code)
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(other)], check=True)
+    first, _ = _run(host, "behind", None, other)
+    assert "FLASHCUPY_PYTHON the process has Python 3.9.1 (default)" in first
+    assert str(other) in first
+
+
+def test_a_host_that_has_loaded_python_for_itself(host):
+    """As programs with plugins do: locally, and without starting it."""
+    assert _run(host, "behind", None, capi_build._libpython()) == GOOD
+
+
+def test_a_host_that_runs_python_is_joined_and_lent_packages(tmp_path):
+    """A Python of the same version without flashcupy, whose stdout and warnings stay its own."""
+    program = f"""
+import ctypes, sys
+sys.path = [path for path in sys.path if "site-packages" not in path and not path.startswith({os.getcwd()!r})]
+before = sys.stdout
+library = ctypes.CDLL({str(installed().library)!r})
+assert library.flashcupy_init() == 0, ctypes.string_at(ctypes.cast(library.flashcupy_last_error(), ctypes.c_char_p))
+import flashcupy
+assert sys.stdout is before
+print("joined")
+"""
+    base = Path(sys.base_prefix) / "bin" / Path(sys.executable).resolve().name
+    done = subprocess.run([str(base), "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.stdout, done.stderr) == ("joined\n", "")
+
+
+@pytest.mark.slow
+def test_no_errors_of_address_or_undefined_behaviour(monkeypatch, tmp_path):
+    """The front and a host under sanitizers; of Python's own allocations they are not asked."""
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+    prefix = Prefix(tmp_path / "prefix")
+    build(prefix, extra_flags=flags)
+    program = tmp_path / "process"
+    subprocess.run([*COMPILE, *flags, str(SOURCE), "-o", str(program), "-ldl", "-lpthread"], check=True)
+    env = {"ASAN_OPTIONS": "detect_leaks=0"}
+    for what in ("twice", "fork", "log", "threads"):
+        lines = _run(program, what, prefix.library, env=env)
+        assert all("OK" in line or "0 errors" in line or "FORKED" in line or "message" in line for line in lines)
