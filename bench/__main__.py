@@ -9,7 +9,16 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from bench import bench_block_sparse, bench_bwd, bench_fwd, bench_host, bench_memory, bench_sparse_memory, report
+from bench import (
+    bench_block_sparse,
+    bench_bwd,
+    bench_capi,
+    bench_fwd,
+    bench_host,
+    bench_memory,
+    bench_sparse_memory,
+    report,
+)
 from bench.environment import REPOSITORY, ForeignLoad, environment, machine_slug
 from bench.harness import measure
 from bench.peers import set_torch_threads
@@ -22,6 +31,7 @@ GROUPS = {
     "block_sparse": bench_block_sparse,
     "sparse_memory": bench_sparse_memory,
     "host": bench_host,
+    "capi": bench_capi,
 }
 
 QUIET = 0.1  # cores that other processes may use before figures are worthless

@@ -25,26 +25,28 @@ from flashcupy.cuda.device import DeviceProperties
 CALLS = 1000
 
 
-class _Array:
+class StubArray:
     """Metadata of a row-major device array, apart from all others."""
 
     _free = 1 << 40
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, address: int | None = None) -> None:
         self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
         self.size, self.itemsize = math.prod(shape), dtype.itemsize
         self.nbytes = self.size * self.itemsize
         self.strides = tuple(self.itemsize * math.prod(shape[axis + 1 :]) for axis in range(self.ndim))
         self.flags = SimpleNamespace(c_contiguous=True)
-        self.address = _Array._free
-        _Array._free += self.nbytes
+        if address is None:
+            address = StubArray._free
+            StubArray._free += self.nbytes
+        self.address = address
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3}
 
 
-class _Gpu:
+class Gpu:
     """Stands for the array library and a device: their own costs are not counted, so what they hand out is there."""
 
     name = "cuda:0"
@@ -52,7 +54,7 @@ class _Gpu:
     _scope: AbstractContextManager[None] = nullcontext()
 
     def __init__(self) -> None:
-        self._results: dict[tuple[tuple[int, ...], np.dtype], _Array] = {}
+        self._results: dict[tuple[tuple[int, ...], np.dtype], StubArray] = {}
 
     def read(self, x: Any, name: str) -> tuple[Any, str]:
         return x, "cupy"
@@ -60,23 +62,35 @@ class _Gpu:
     def write_back(self, array: Any, library: str) -> Any:
         return array
 
-    def pointer(self, array: _Array) -> int:
+    def pointer(self, array: StubArray) -> int:
         return array.address
 
-    def device_of(self, array: Any) -> _Gpu:
+    def device_of(self, array: Any) -> Gpu:
         return self
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> _Array:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> StubArray:
         key = shape, dtype
         if key not in self._results:
-            self._results[key] = _Array(shape, dtype)
+            self._results[key] = StubArray(shape, dtype)
         return self._results[key]
 
-    def empty_like(self, model: _Array, shape: tuple[int, ...], dtype: np.dtype) -> _Array:
+    def empty_like(self, model: StubArray, shape: tuple[int, ...], dtype: np.dtype) -> StubArray:
         return self.empty(shape, dtype)
 
     def scope(self) -> AbstractContextManager[None]:
         return self._scope
+
+    def on_stream(self, stream: int) -> AbstractContextManager[None]:
+        return self._scope
+
+    def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> StubArray:
+        return StubArray(shape, dtype, pointer)
+
+    def device(self, ordinal: int) -> Gpu:
+        return self
+
+    def count(self) -> int:
+        return 1
 
     def is_capturing(self) -> bool:
         return False
@@ -92,7 +106,7 @@ class _Gpu:
 
 
 @contextmanager
-def _stubbed(gpu: _Gpu) -> Iterator[None]:
+def _stubbed(gpu: Gpu) -> Iterator[None]:
     """Install a device that launches nothing, and a kernel cache of its own."""
     installed, before = list(device_module._installed), dict(os.environ)
     device_module._installed[:] = [gpu]  # type: ignore[list-item]
@@ -107,7 +121,8 @@ def _stubbed(gpu: _Gpu) -> Iterator[None]:
             os.environ |= before
 
 
-def _repeat(gpu: _Gpu, call: Callable[[], object]) -> None:
+def repeat_on(gpu: Gpu, call: Callable[[], object]) -> None:
+    """Call a thousand times, on a stub of a device."""
     with _stubbed(gpu):
         for _ in range(CALLS):
             call()
@@ -115,17 +130,17 @@ def _repeat(gpu: _Gpu, call: Callable[[], object]) -> None:
 
 def cases(quick: bool) -> Iterator[Case]:
     """Yield forward calls with few and many options, on device and host arrays, and a backward."""
-    q, out = (_Array((4, 16, 1024, 64), np.dtype(np.float16)) for _ in range(2))
-    packed, cu = _Array((16, 4096, 64), np.dtype(np.float16)), np.arange(0, 4097, 1024, dtype=np.int32)
+    q, out = (StubArray((4, 16, 1024, 64), np.dtype(np.float16)) for _ in range(2))
+    packed, cu = StubArray((16, 4096, 64), np.dtype(np.float16)), np.arange(0, 4097, 1024, dtype=np.int32)
     options: dict[str, Any] = {
-        "bias": _Array((1024, 1024), q.dtype),
-        "mask": _Array((4, 1, 1024, 1024), np.dtype(np.bool_)),
-        "sinks": _Array((16,), np.dtype(np.float32)),
-        "kv_lengths": _Array((4,), np.dtype(np.int32)),
+        "bias": StubArray((1024, 1024), q.dtype),
+        "mask": StubArray((4, 1, 1024, 1024), np.dtype(np.bool_)),
+        "sinks": StubArray((16,), np.dtype(np.float32)),
+        "kv_lengths": StubArray((4,), np.dtype(np.int32)),
         "softcap": 20.0,
         "window": (256, 0),
     }
-    gpu = _Gpu()
+    gpu = Gpu()
     with _stubbed(gpu):
         _, residuals = flashcupy.attention_fwd(q, q, q, causal=True)
     rows = {
@@ -137,4 +152,4 @@ def cases(quick: bool) -> Iterator[Case]:
         "attention_bwd": partial(flashcupy.attention_bwd, q, residuals),
     }
     for name, call in rows.items():
-        yield Case(f"host, {CALLS} calls: ms are microseconds a call", name, {OURS: partial(_repeat, gpu, call)})
+        yield Case(f"host, {CALLS} calls: ms are microseconds a call", name, {OURS: partial(repeat_on, gpu, call)})

@@ -53,7 +53,7 @@ def test_build_and_compile_against_it(tmp_path, capsys):
 
 
 def test_it_can_be_moved(tmp_path):
-    """The embedding library is found beside the front, wherever that is."""
+    """The entries are found beside the front, wherever that is."""
     copy = tmp_path / "elsewhere"
     shutil.copytree(installed().root, copy, symlinks=True)
     source = tmp_path / "main.c"

@@ -106,10 +106,10 @@ def _built(monkeypatch, folder, **recorded):
             },
             "No module named",
         ),
-        ({"RECORDED_EMBEDDING": "gone.so"}, "the embedding library cannot be loaded"),
+        ({"RECORDED_ENTRIES": "gone.so"}, "gone.so"),
         ({"RECORDED_VERSION": "3.0"}, "expected Python 3.0, which the library is bound to"),
     ],
-    ids=["libpython", "version of packages", "packages", "embedding", "version"],
+    ids=["libpython", "version of packages", "packages", "entries", "version"],
 )
 def test_a_python_that_cannot_start_is_a_status(host, monkeypatch, tmp_path, recorded, message):
     prefix = _built(monkeypatch, tmp_path, **recorded)

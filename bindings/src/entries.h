@@ -1,13 +1,13 @@
 /*
- * What the library's front, in C, calls in the Python behind it. The embedding library exports these functions, and
- * cffi reads the declarations.
+ * What the library's front, in C, calls in the Python behind it: functions of an extension module that cffi makes of
+ * these declarations. Each calls the function of Python's that is bound to it.
  */
 #ifndef FLASHCUPY_ENTRIES_H
 #define FLASHCUPY_ENTRIES_H
 
 #include "flashcupy.h"
 
-/* cffi returns 0 for a function that it cannot call: hence a status is marked. */
+/* cffi returns 0 for a function of Python's that it cannot call: hence a status is marked. */
 enum { FLASHCUPY_MARK = 0x0FC0000 };
 
 /* Where the text of a reply goes: UTF-8, cut to capacity, with a final 0. */

@@ -4,7 +4,7 @@
 
 #include "entries.h"
 
-/* All functions of the embedding library, by the names of the calls that they serve. */
+/* All functions of the extension module, by the names of the calls that they serve. */
 #define FLASHCUPY_ENTRIES(X)                                                                                        \
     X(start)                                                                                                        \
     X(shutdown)                                                                                                     \
@@ -48,8 +48,8 @@ flashcupy_status flashcupy_fail(flashcupy_status status, const char *format, ...
 /* Copy options of an older or newer header, or none, into those of this library. */
 flashcupy_status flashcupy_options_of(flashcupy_options *to, const flashcupy_options *from);
 
-/* Start Python, or join the host's, and fill `to` from the embedding library. *owned tells whether the interpreter is
- * ours. On failure the reason is in `reply`. Called once in a process. */
+/* Start Python, or join the host's, import the entries and fill `to`. *owned tells whether the interpreter is ours. On
+ * failure the reason is in `reply`. Called once in a process. */
 flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int32_t *owned);
 
 /* What goes to the host's callback; see flashcupy_set_log_callback. */

@@ -34,6 +34,7 @@
     X(PyDict_SetItemString)                                                                                         \
     X(PyEval_GetBuiltins)                                                                                           \
     X(PyErr_Clear)                                                                                                  \
+    X(PyUnicode_DecodeFSDefault)                                                                                    \
     X(PyUnicode_AsUTF8)                                                                                             \
     X(PyRun_StringFlags)                                                                                            \
     X(Py_DecRef)
@@ -42,12 +43,12 @@
 static struct { FUNCTIONS(MEMBER) } py;
 #undef MEMBER
 
-/* Imports what the embedding library needs; `error` stays "" if that works. A host's Python may lack the packages: then
- * those of the recorded environment serve, behind its own. */
+/* Imports what the entries need and binds them; `error` stays "" if that works. A host's Python may lack the packages:
+ * then those of the recorded environment serve, behind its own. */
 static const char bootstrap[] =
     "error = ''\n"
     "try:\n"
-    "    import sys\n"
+    "    import sys, importlib.util\n"
     "    if sys.version_info[:2] != recorded_version:\n"
     "        raise ImportError('this is Python %d.%d' % sys.version_info[:2])\n"
     "    try:\n"
@@ -55,6 +56,8 @@ static const char bootstrap[] =
     "    except ModuleNotFoundError:\n"
     "        sys.path.extend(path for path in recorded_path if path not in sys.path)\n"
     "        import _cffi_backend, flashcupy.capi.entries\n"
+    "    spec = importlib.util.spec_from_file_location('_flashcupy_entries', entries_path)\n"
+    "    flashcupy.capi.entries.bind(importlib.util.module_from_spec(spec).ffi)\n"
     "except BaseException as exception:\n"
     "    error = '%s: %s' % (type(exception).__name__, exception)\n";
 
@@ -129,11 +132,12 @@ static flashcupy_status start(flashcupy_reply *reply) {
 }
 
 /* Run the bootstrap, with the GIL held. */
-static flashcupy_status import_packages(flashcupy_reply *reply) {
+static flashcupy_status import_packages(const char *entries_path, flashcupy_reply *reply) {
     flashcupy_status status = FLASHCUPY_OK;
-    PyObject *names = py.PyDict_New(), *done = NULL, *error;
+    PyObject *names = py.PyDict_New(), *path = py.PyUnicode_DecodeFSDefault(entries_path), *done = NULL, *error;
     const char *text = NULL;
-    if (names && !py.PyDict_SetItemString(names, "__builtins__", py.PyEval_GetBuiltins()))
+    if (names && path && !py.PyDict_SetItemString(names, "__builtins__", py.PyEval_GetBuiltins()) &&
+        !py.PyDict_SetItemString(names, "entries_path", path))
         done = py.PyRun_StringFlags(RECORDED_NAMES, Py_file_input, names, names, NULL);
     if (done) {
         py.Py_DecRef(done);
@@ -145,22 +149,28 @@ static flashcupy_status import_packages(flashcupy_reply *reply) {
                       text ? text : "Python cannot run the library's start");
     py.PyErr_Clear();
     if (done) py.Py_DecRef(done);
+    if (path) py.Py_DecRef(path);
     if (names) py.Py_DecRef(names);
     return status;
 }
 
-/* The embedding library lies in the folder flashcupy/ beside this one. */
-static flashcupy_status load_entries(entries *to, flashcupy_reply *reply) {
-    char path[PATH_MAX], *slash;
+/* The entries lie in the folder flashcupy/ beside this library. */
+static flashcupy_status find_entries(char *path, flashcupy_reply *reply) {
+    char *slash;
+    size_t room;
     Dl_info own;
-    void *library;
     if (!dladdr(bootstrap, &own) || !realpath(own.dli_fname, path) || !(slash = strrchr(path, '/')))
         return fail(reply, "the library cannot find out where it lies");
-    if ((size_t)snprintf(slash, path + sizeof path - slash, "/flashcupy/%s", RECORDED_EMBEDDING) >=
-        (size_t)(path + sizeof path - slash))
+    room = (size_t)(path + PATH_MAX - slash);
+    if ((size_t)snprintf(slash, room, "/flashcupy/%s", RECORDED_ENTRIES) >= room)
         return fail(reply, "the path of the library is too long");
-    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!library) return fail(reply, "the embedding library cannot be loaded: %s", dlerror());
+    return FLASHCUPY_OK;
+}
+
+/* Once Python has imported them. */
+static flashcupy_status load_entries(entries *to, const char *path, flashcupy_reply *reply) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (!library) return fail(reply, "%s is imported, and not loaded", path);
 #define LOOK_UP(name)                                                                                               \
     if (!(to->name = (__typeof__(to->name))dlsym(library, "flashcupy_py_" #name)))                                  \
         return fail(reply, "%s lacks %s: build the library anew", path, "flashcupy_py_" #name);
@@ -170,10 +180,11 @@ static flashcupy_status load_entries(entries *to, flashcupy_reply *reply) {
 }
 
 flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int32_t *owned) {
-    char path[PATH_MAX];
+    char path[PATH_MAX], entries_path[PATH_MAX];
     void *library = loaded_python(path);
     flashcupy_status status;
     PyGILState_STATE gil;
+    if ((status = find_entries(entries_path, reply))) return status;
     if (!library) {
         snprintf(path, sizeof path, "%s", RECORDED_LIBPYTHON);
         /* Global, because extension modules do not name it among their needs. */
@@ -184,7 +195,7 @@ flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int
     *owned = !py.Py_IsInitialized();
     if (*owned && (status = start(reply))) return status;
     gil = py.PyGILState_Ensure();
-    status = import_packages(reply);
+    status = import_packages(entries_path, reply);
     py.PyGILState_Release(gil);
-    return status ? status : load_entries(to, reply);
+    return status ? status : load_entries(to, entries_path, reply);
 }

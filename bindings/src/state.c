@@ -56,7 +56,7 @@ static void start(void) {
     replied = python.start(&reply, flashcupy_log, owned);
     if ((replied & ~0xFF) != FLASHCUPY_MARK) {
         start_status = FLASHCUPY_PYTHON;
-        snprintf(start_error, sizeof start_error, "the embedding library cannot call Python");
+        snprintf(start_error, sizeof start_error, "the entries cannot call Python");
     } else {
         start_status = replied & 0xFF;
     }
@@ -86,7 +86,7 @@ flashcupy_status flashcupy_leave(call *call, int32_t replied) {
     (void)call; /* its entries are in use until here */
     pthread_rwlock_unlock(&in_use);
     if ((replied & ~0xFF) != FLASHCUPY_MARK)
-        return flashcupy_fail(FLASHCUPY_PYTHON, "the embedding library cannot call Python any more");
+        return flashcupy_fail(FLASHCUPY_PYTHON, "the entries cannot call Python any more");
     /* A callback that called the library has left an error of its own. */
     if (!(replied & 0xFF)) error_text[0] = 0;
     return replied & 0xFF;

@@ -1,4 +1,4 @@
-"""Building the C library: the front, in C, and the embedding library that cffi writes, for this Python environment."""
+"""Building the C library: the front, in C, and the extension module that cffi writes, for this Python environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from flashcupy._version import __version__
 
 ABI = 1  # FLASHCUPY_ABI_VERSION
-_EMBEDDING_MODULE = "_flashcupy_embedding"
+_ENTRIES_MODULE = "_flashcupy_entries"
 _FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-shared")
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -44,8 +44,8 @@ class Prefix(NamedTuple):
         return self.lib / f"libflashcupy.so.{ABI}"
 
     @property
-    def embedding(self) -> Path:
-        return self.lib / "flashcupy" / f"embedding.{ABI}.so"
+    def entries(self) -> Path:
+        return self.lib / "flashcupy" / f"entries.{ABI}.so"
 
     @property
     def pkgconfig(self) -> Path:
@@ -87,10 +87,13 @@ def declarations(header: Path) -> str:
     return text.replace("FLASHCUPY_API", "")
 
 
-def _types(header: Path) -> str:
-    """What a header declares but functions: those are the front's, which the embedding library does not know."""
-    statements = declarations(header).split(";")
-    return ";".join(text for text in statements if "(" not in text or text.lstrip().startswith("typedef"))
+def _split(header: Path) -> tuple[str, str]:
+    """What a header declares: types, and functions."""
+    functions, types = [], []
+    for statement in declarations(header).split(";"):
+        is_function = "(" in statement and not statement.lstrip().startswith("typedef")
+        (functions if is_function else types).append(statement)
+    return ";".join(types), ";".join(functions) + ";"
 
 
 def build(prefix: Prefix, *, extra_flags: tuple[str, ...] = ()) -> None:
@@ -112,11 +115,11 @@ def build(prefix: Prefix, *, extra_flags: tuple[str, ...] = ()) -> None:
     libpython = _libpython()
     with tempfile.TemporaryDirectory(prefix="flashcupy-capi-") as work:
         folder = Path(work)
-        front, embedding = folder / "front.so", folder / "embedding.so"
-        _compile_embedding(compiler, folder, embedding)
+        front, entries = folder / "front.so", folder / "entries.so"
+        _compile_entries(compiler, folder, entries)
         (folder / "recorded.h").write_text(_recorded(libpython, prefix))
         _compile_front(compiler, folder, front, extra_flags)
-        _install(prefix, front, embedding)
+        _install(prefix, front, entries)
 
 
 def _compiler() -> list[str]:
@@ -159,7 +162,7 @@ def _recorded(libpython: Path, prefix: Prefix) -> str:
         "RECORDED_PYTHON": sys.executable,
         "RECORDED_LIBPYTHON": str(libpython),
         "RECORDED_VERSION": _version(),
-        "RECORDED_EMBEDDING": prefix.embedding.name,
+        "RECORDED_ENTRIES": prefix.entries.name,
         "RECORDED_NAMES": names,
     }
     return "".join(f"#define {name} {_c_string(value)}\n" for name, value in macros.items())
@@ -171,20 +174,23 @@ def _c_string(text: str) -> str:
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(text)) + '"'
 
 
-def _compile_embedding(compiler: list[str], folder: Path, target: Path) -> None:
+def _compile_entries(compiler: list[str], folder: Path, target: Path) -> None:
     try:
         import cffi
     except ImportError as error:
         raise ImportError("the C library needs cffi: pip install 'flashcupy[capi]'") from error
     bindings = bindings_dir()
     builder = cffi.FFI()
-    builder.cdef(_types(bindings / "flashcupy.h"))
-    builder.embedding_api(declarations(bindings / "src" / "entries.h"))
-    builder.embedding_init_code(
-        f"from {_EMBEDDING_MODULE} import ffi\nfrom flashcupy.capi.entries import bind\nbind(ffi)\n"
-    )
-    builder.set_source(_EMBEDDING_MODULE, '#include "src/entries.h"\n')
-    source = folder / "embedding.c"
+    builder.cdef(_split(bindings / "flashcupy.h")[0])
+    # Not cffi's embedding mode, which starts Python by itself: it spins for ever where the host's own Python, older than
+    # 3.12, has looked up an attribute of a capsule, and prints what it cannot start.
+    types, functions = _split(bindings / "src" / "entries.h")
+    builder.cdef(types)
+    builder.cdef(f'extern "Python+C" {{ {functions} }}')
+    # The front looks these functions up; cffi hides what is not declared to be seen.
+    include = '#pragma GCC visibility push(default)\n#include "src/entries.h"\n#pragma GCC visibility pop\n'
+    builder.set_source(_ENTRIES_MODULE, include)
+    source = folder / "entries.c"
     with contextlib.redirect_stdout(None):  # it says that it does
         builder.emit_c_code(str(source))
     _run(
@@ -221,11 +227,11 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
-def _install(prefix: Prefix, front: Path, embedding: Path) -> None:
-    for path in (prefix.include, prefix.embedding.parent, prefix.pkgconfig.parent):
+def _install(prefix: Prefix, front: Path, entries: Path) -> None:
+    for path in (prefix.include, prefix.entries.parent, prefix.pkgconfig.parent):
         path.mkdir(parents=True, exist_ok=True)
     # Replaced, not overwritten: a running host keeps what it has mapped.
-    _replace(embedding, prefix.embedding)
+    _replace(entries, prefix.entries)
     _replace(front, prefix.library)
     link = prefix.lib / "libflashcupy.so"
     link.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The functions that the front of the C library calls: imported in its host, and bound to the embedding library."""
+"""The functions that the front of the C library calls: imported in its host, and bound to what cffi made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX = "flashcupy_py_"
 
 
 def bind(ffi: Any) -> None:
-    """Make the library's functions out of Python's; `ffi` is that of the embedding library."""
+    """Make the library's functions out of Python's; `ffi` is that of the extension module."""
     calls = Calls(ffi)
     masks = MaskCalls(ffi, calls.masks)
 
