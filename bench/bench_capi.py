@@ -1,13 +1,12 @@
 """What the C interface costs: a call from C beside the same one from Python, and a program's first.
 
-A row of calls is a thousand, so that its milliseconds are microseconds of one call. Problems are so small that they cost
-next to nothing themselves; device arrays are those of `bench_host`'s stub.
+A row of calls is a thousand, so that its milliseconds are microseconds of one call. Problems are small; device arrays
+are those of `bench_host`'s stub.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import subprocess
 import sys
 import tempfile
@@ -97,8 +96,8 @@ class _Library:
         self._ffi = cffi.FFI()
         self._ffi.cdef(declarations(prefix.include / "flashcupy.h"))
         self._ffi.cdef(
-            "flashcupy_status repeat(int, const flashcupy_tensor *, const flashcupy_tensor *, const flashcupy_tensor *, "
-            "const flashcupy_options *);"
+            "flashcupy_status repeat(int, const flashcupy_tensor *, const flashcupy_tensor *, "
+            "const flashcupy_tensor *, const flashcupy_options *);"
         )
         self._lib = self._ffi.dlopen(str(shared))
 

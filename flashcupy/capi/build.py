@@ -89,7 +89,8 @@ def declarations(header: Path) -> str:
 
 def _split(header: Path) -> tuple[str, str]:
     """What a header declares: types, and functions."""
-    functions, types = [], []
+    functions: list[str] = []
+    types: list[str] = []
     for statement in declarations(header).split(";"):
         is_function = "(" in statement and not statement.lstrip().startswith("typedef")
         (functions if is_function else types).append(statement)
@@ -182,8 +183,8 @@ def _compile_entries(compiler: list[str], folder: Path, target: Path) -> None:
     bindings = bindings_dir()
     builder = cffi.FFI()
     builder.cdef(_split(bindings / "flashcupy.h")[0])
-    # Not cffi's embedding mode, which starts Python by itself: it spins for ever where the host's own Python, older than
-    # 3.12, has looked up an attribute of a capsule, and prints what it cannot start.
+    # Not cffi's embedding mode, which starts Python by itself: it spins for ever where the host's own Python, older
+    # than 3.12, has looked up an attribute of a capsule, and it prints why Python does not start.
     types, functions = _split(bindings / "src" / "entries.h")
     builder.cdef(types)
     builder.cdef(f'extern "Python+C" {{ {functions} }}')

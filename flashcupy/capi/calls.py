@@ -8,7 +8,7 @@ from typing import Any
 from flashcupy import build, dispatch
 from flashcupy.arrays import HOST
 from flashcupy.capi.masks import MaskTable
-from flashcupy.capi.options import DETERMINISTIC, keywords
+from flashcupy.capi.options import DETERMINISTIC, OptionsReader
 from flashcupy.capi.places import Workspace, lse_at, lse_bytes, on_stream, used_devices
 from flashcupy.capi.tensors import NOWHERE, Tensor, TensorReader, device_of
 from flashcupy.cpu.threads import set_num_threads
@@ -28,6 +28,7 @@ class Calls:
     def __init__(self, ffi: Any) -> None:
         self._ffi = ffi
         self.masks = MaskTable(ffi)
+        self._options = OptionsReader(ffi, self.masks)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Any, stream: Any) -> None:
         reader = TensorReader(self._ffi)
@@ -89,7 +90,7 @@ class Calls:
 
     def _problem(self, reader: TensorReader, inputs: tuple[Tensor, ...], options: Any) -> AttentionProblem:
         q, k, v = (reader.required(tensor, name) for tensor, name in zip(inputs, "qkv", strict=True))
-        words = keywords(options, reader, self.masks)
+        words = self._options.keywords(options, reader)
         cu = (words["cu_seqlens_q"], words["cu_seqlens_k"])
         longest = (words["max_seqlen_q"], words["max_seqlen_k"])
         problem = build.problem(q, k, v, cu, longest, Options.of(words))
@@ -99,7 +100,7 @@ class Calls:
     def _backward(self, reader: TensorReader, tensors: list[Tensor], options: Any) -> _Backward:
         """What `dispatch.run_backward` gets."""
         results = [reader.required(tensor, name) for tensor, name in zip(tensors[:5], _FORWARD, strict=True)]
-        residuals = AttentionResiduals.from_arrays(*results, **keywords(options, reader, self.masks))
+        residuals = AttentionResiduals.from_arrays(*results, **self._options.keywords(options, reader))
         _require_mask_there(residuals.problem)
         dout, dlse = reader.required(tensors[5], "dout"), reader.optional(tensors[6], "dlse")
         names = AttentionGrads._fields

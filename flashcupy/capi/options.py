@@ -7,9 +7,9 @@ from typing import Any
 from flashcupy.capi.masks import MaskTable
 from flashcupy.capi.tensors import TensorReader
 
+DETERMINISTIC = 128
 _CAUSAL = {0: False, 1: "bottom-right", 2: "top-left"}
 _PRECISION = {0: "highest", 1: "tf32"}
-DETERMINISTIC = 128
 # Values that count with their flag only.
 _FLAGGED = {
     "scale": 1,
@@ -24,35 +24,65 @@ _KNOWN = sum(_FLAGGED.values()) | DETERMINISTIC
 _LARGE = ("mask", "bias")
 _VECTORS = ("alibi_slopes", "sinks")
 _NUMBERS = ("q_lengths", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k")
+_NO_TENSORS = dict.fromkeys((*_LARGE, *_VECTORS, *_NUMBERS, "block_mask"))
+_MOST_KEPT = 256
 
 
-def keywords(options: Any, reader: TensorReader, masks: MaskTable) -> dict[str, Any]:
-    """What `flashcupy.attention` gets, and the cu_seqlens and max_seqlens of packed rows.
+class OptionsReader:
+    """Reads options structs; what their plain values mean is kept, because calls in a row have the same."""
 
-    Raises
-    ------
-    ValueError
-        For flags and enumerations that there are not, values without their flag, and a dropout without a seed.
-    """
-    flags = options.flags
-    if flags & ~_KNOWN:
-        raise ValueError(f"options.flags has unknown bits {flags & ~_KNOWN:#x}: the header is of a newer version")
+    def __init__(self, ffi: Any, masks: MaskTable) -> None:
+        self._ffi, self._masks = ffi, masks
+        first = ffi.typeof("flashcupy_options").fields
+        fields = {name: (field.offset, field.offset + ffi.sizeof(field.type)) for name, field in first}
+        self._plain = slice(0, fields["mask"][0])
+        self._longest = slice(fields["max_seqlen_q"][0], fields["max_seqlen_k"][1])
+        self._kept: dict[bytes, dict[str, Any]] = {}
+
+    def keywords(self, options: Any, reader: TensorReader) -> dict[str, Any]:
+        """What `flashcupy.attention` gets, and the cu_seqlens and max_seqlens of packed rows.
+
+        Raises
+        ------
+        ValueError
+            For flags and enumerations that there are not, values without their flag, and a dropout without a seed.
+        """
+        content = self._ffi.buffer(options)
+        key = content[self._plain] + content[self._longest]
+        plain = self._kept.get(key)
+        if plain is None:
+            plain = _plain_values(options)
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept[key] = plain
+        words = {**plain, **_NO_TENSORS}
+        for names, read in ((_LARGE, reader.optional), (_VECTORS, reader.vector), (_NUMBERS, reader.numbers)):
+            for name in names:
+                tensor = getattr(options, name)
+                if tensor:
+                    words[name] = read(tensor, name)
+        if options.block_mask:
+            words["block_mask"] = self._masks.of_call(options.block_mask)
+        if options.seed_words:
+            words["seed"] = _seed_words(words["seed"], reader.numbers(options.seed_words, "seed_words"))
+        if words["dropout"] and words["seed"] is None:
+            raise ValueError("dropout is not 0, expected a seed: FLASHCUPY_HAS_SEED or seed_words")
+        return words
+
+
+def _plain_values(options: Any) -> dict[str, Any]:
+    if options.flags & ~_KNOWN:
+        unknown = options.flags & ~_KNOWN
+        raise ValueError(f"options.flags has unknown bits {unknown:#x}: the header is of a newer version")
     values = {name: _flagged(options, name) for name in _FLAGGED}
-    result = {
+    return {
         "causal": _enumerated(options, "causal", _CAUSAL),
         "precision": _enumerated(options, "precision", _PRECISION),
         "dropout": options.dropout,
         "window": _window(values.pop("window_left"), values.pop("window_right")),
-        "seed": _seed(options, values.pop("seed"), reader),
-        "block_mask": masks.of_call(options.block_mask) if options.block_mask else None,
+        "seed": _seed(options, values.pop("seed")),
         **values,
     }
-    for names, read in ((_LARGE, reader.optional), (_VECTORS, reader.vector), (_NUMBERS, reader.numbers)):
-        for name in names:
-            result[name] = read(getattr(options, name), name)
-    if result["dropout"] and result["seed"] is None:
-        raise ValueError("dropout is not 0, expected a seed: FLASHCUPY_HAS_SEED or seed_words")
-    return result
 
 
 def _flagged(options: Any, name: str) -> Any:
@@ -78,12 +108,15 @@ def _window(left: int | None, right: int | None) -> tuple[int | None, int | None
     return None if left is None and right is None else (left, right)
 
 
-def _seed(options: Any, seed: int | None, reader: TensorReader) -> Any:
-    words = reader.numbers(options.seed_words, "seed_words")
-    if seed is None:
-        if options.seed_offset:
-            raise ValueError(f"seed_offset is {options.seed_offset}, but flags lack FLASHCUPY_HAS_SEED")
-        return words
-    if words is not None:
+def _seed(options: Any, seed: int | None) -> tuple[int, int] | None:
+    if seed is not None:
+        return seed, options.seed_offset
+    if options.seed_offset:
+        raise ValueError(f"seed_offset is {options.seed_offset}, but flags lack FLASHCUPY_HAS_SEED")
+    return None
+
+
+def _seed_words(seed: tuple[int, int] | None, words: Any) -> Any:
+    if seed is not None:
         raise ValueError("seed_words is not NULL, but flags have FLASHCUPY_HAS_SEED, expected one of them")
-    return seed, options.seed_offset
+    return words

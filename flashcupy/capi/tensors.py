@@ -50,7 +50,7 @@ class TensorReader:
         return self._view(tensor, name, may_stand_in=not _is_on_host(tensor)) if tensor else None
 
     def _view(self, tensor: Tensor, name: str, *, may_stand_in: bool) -> Array:
-        device = device_of(tensor, name)
+        device = None if _is_on_host(tensor) else device_of(tensor, name)
         dtype = _dtype(tensor, name)
         shape, strides = self._extents(tensor, name)
         pointer = int(self._ffi.cast("uintptr_t", tensor.data))
@@ -118,7 +118,9 @@ def device_of(tensor: Tensor, name: str) -> Any:
 
 
 @functools.lru_cache(64)
-def _dtype_of(code: int, bits: int) -> np.dtype | None:
+def _dtype_of(code: int, bits: int, lanes: int) -> np.dtype | None:
+    if lanes != 1:
+        return None
     if code == 4:
         return arrays.bfloat16() if bits == 16 else None
     if code == 6:
@@ -132,7 +134,7 @@ def _dtype_of(code: int, bits: int) -> np.dtype | None:
 
 def _dtype(tensor: Tensor, name: str) -> np.dtype:
     own = tensor.dtype
-    dtype = _dtype_of(own.code, own.bits) if own.lanes == 1 else None
+    dtype = _dtype_of(own.code, own.bits, own.lanes)
     if dtype is None:
         raise TypeError(
             f"{name} has dtype (code {own.code}, bits {own.bits}, lanes {own.lanes}), expected one of the header's "
