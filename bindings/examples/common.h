@@ -12,8 +12,8 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* The largest error that float32 explains, relative to the largest value. A rounding is 2^-24 = 6e-8; the sums here have
- * up to 60 terms, whose roundings mostly cancel: 2e-6 is 32 of them. A gradient chains three such sums. */
+/* The largest error that float32 explains, relative to the largest value. A rounding is 2^-24 = 6e-8; the sums here
+ * have up to 60 terms, whose roundings mostly cancel: 2e-6 is 32 of them. A gradient chains three such sums. */
 #define RESULT_BOUND 2e-6
 #define GRADIENT_BOUND 6e-6
 

@@ -246,10 +246,12 @@ static void gradients(void) {
     refused("dq over q", backward(&s), FLASHCUPY_INVALID_ARGUMENT, "dq");
     s = right();
     refused("no lse for a backward",
-            flashcupy_backward(&s.q, &s.k, &s.v, &s.out, NULL, &s.dout, NULL, &s.dq, NULL, NULL, NULL, NULL, NULL, NULL),
+            flashcupy_backward(&s.q, &s.k, &s.v, &s.out, NULL, &s.dout, NULL, &s.dq, NULL, NULL, NULL, NULL, NULL,
+                               NULL),
             FLASHCUPY_INVALID_ARGUMENT, "lse");
     refused("no dout for a backward",
-            flashcupy_backward(&s.q, &s.k, &s.v, &s.out, &s.lse, NULL, NULL, &s.dq, NULL, NULL, NULL, NULL, NULL, NULL),
+            flashcupy_backward(&s.q, &s.k, &s.v, &s.out, &s.lse, NULL, NULL, &s.dq, NULL, NULL, NULL, NULL, NULL,
+                               NULL),
             FLASHCUPY_INVALID_ARGUMENT, "dout");
     refused("dsinks without sinks",
             flashcupy_backward(&s.q, &s.k, &s.v, &s.out, &s.lse, &s.dout, NULL, &s.dq, NULL, NULL, NULL, &s.lse, NULL,

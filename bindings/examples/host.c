@@ -76,7 +76,8 @@ static void packed(void) {
 }
 
 /* Blocks of 16 x 16 scores: two rows and three columns of them, the last ones hanging over. */
-enum { MASK_HQ = 2, MASK_HKV = 1, MASK_SQ = 24, MASK_SK = 40, MASK_D = 8, BLOCK = 16, BLOCK_ROWS = 2, BLOCK_COLUMNS = 3 };
+enum { MASK_HQ = 2, MASK_HKV = 1, MASK_SQ = 24, MASK_SK = 40, MASK_D = 8 };
+enum { BLOCK = 16, BLOCK_ROWS = 2, BLOCK_COLUMNS = 3 };
 
 typedef struct masked_results {
     float out[MASK_HQ * MASK_SQ * MASK_D], lse[MASK_HQ * MASK_SQ];
