@@ -156,7 +156,7 @@ static void devices(void) {
     REFUSED("a stream on the CPU", s.stream = &s, "stream");
     s.q.device.device_type = FLASHCUPY_CUDA_DEVICE;
     s.q.device.device_id = NOBODYS_GPU;
-    status = forward(&s); /* FLASHCUPY_PYTHON without CuPy, FLASHCUPY_CUDA without a driver */
+    status = forward(&s); /* FLASHCUPY_PYTHON without CuPy */
     refused("a GPU that is not there", status, status ? status : FLASHCUPY_INVALID_ARGUMENT,
             status == FLASHCUPY_PYTHON ? "CuPy" : "cuda:99");
 }
