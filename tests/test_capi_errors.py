@@ -202,8 +202,8 @@ EYE = np.eye(2, dtype=bool)
 MASKS = {
     "wrong shape": (((128, 128), (64, 64)), {}, np.ones((2, 3), bool), "blocks"),
     "wrong dtype": (((128, 128), (64, 64)), {}, np.ones((2, 2), np.float32), "bool"),
-    "block size": (((128, 128), (65, 64)), {}, EYE, "block_size"),
-    "negative length": (((-1, 128), (64, 64)), {}, EYE, "shape"),
+    "block size": (((128, 128), (65, 64)), {}, EYE, "block_q is 65"),
+    "negative length": (((-1, 128), (64, 64)), {}, EYE, "q_len is -1"),
     "negative capacity": (((128, 128), (64, 64)), {"capacity": -1}, EYE, "capacity is -1"),
     "other batch": (((128, 128), (64, 64)), {"batch": 2}, EYE, "batch is 2"),
     "flags": (((128, 128), (64, 64)), {"flags": 1}, EYE, "flags"),

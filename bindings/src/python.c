@@ -102,11 +102,11 @@ static void *loaded_python(char *path) {
 
 static flashcupy_status require_version(void *library, const char *where, flashcupy_reply *reply) {
     const char *(*get_version)(void) = (const char *(*)(void))dlsym(library, "Py_GetVersion");
-    const char *version = get_version ? get_version() : "of no version";
+    const char *version = get_version ? get_version() : "?";
     size_t n = strlen(RECORDED_VERSION);
     if (!strncmp(version, RECORDED_VERSION, n) && (version[n] == '.' || version[n] == '+')) return FLASHCUPY_OK;
-    return fail(reply, "the process has Python %.40s (%s), expected Python " RECORDED_VERSION
-                ", which the library is bound to", version, where);
+    return fail(reply, "the process has Python %.*s (%s), expected Python " RECORDED_VERSION
+                ", which the library is bound to", (int)strcspn(version, " "), version, where);
 }
 
 static flashcupy_status start(flashcupy_reply *reply) {

@@ -9,6 +9,7 @@ import numpy as np
 from flashcupy import arrays
 from flashcupy.arrays import HOST
 from flashcupy.block_mask import BlockMask
+from flashcupy.blocks.grid import check_block_size
 from flashcupy.capi.masks import MaskTable
 from flashcupy.capi.places import cuda_device, on_stream
 from flashcupy.capi.tensors import Tensor, TensorReader
@@ -99,8 +100,17 @@ class MaskCalls:
 
 
 def _shape(options: Any) -> dict[str, Any]:
-    size = (options.block_q or _DEFAULT_BLOCK, options.block_k or _DEFAULT_BLOCK)
+    size = (_block(options, "block_q"), _block(options, "block_k"))
     return {"shape": (options.q_len, options.kv_len), "block_size": size}
+
+
+def _block(options: Any, name: str) -> int:
+    size = getattr(options, name) or _DEFAULT_BLOCK
+    try:
+        check_block_size(size)
+    except ValueError:
+        raise ValueError(f"{name} is {size}, expected 16, 32, 64, 128 or a multiple of 128; 0 is 64") from None
+    return size
 
 
 def _agreed(options: Any, name: str, extent: int) -> int:
@@ -115,7 +125,7 @@ def _device(options: Any) -> Any:
     kind, ordinal = options.device.device_type, options.device.device_id
     if options.flags:
         raise ValueError(f"block_mask_options.flags is {options.flags:#x}, expected 0")
-    for name in ("capacity", "partial_capacity", "batch", "heads"):
+    for name in ("q_len", "kv_len", "capacity", "partial_capacity", "batch", "heads"):
         if getattr(options, name) < 0:
             raise ValueError(f"{name} is {getattr(options, name)}, expected a number >= 0")
     if kind in (0, _CPU):

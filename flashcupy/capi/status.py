@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from flashcupy.errors import FirstUseError, KernelCompileError, NotWarmedUpError, UnsupportedError
+from flashcupy.results import AttentionGrads
 
 OK = 0
 INVALID_ARGUMENT = 1
@@ -33,7 +34,8 @@ _STATUSES: tuple[tuple[type[BaseException], int], ...] = (
 # What the Python calls say, and the header.
 _WORDS = (
     ("residuals.", ""),
-    ("out.d", "d"),
+    *((f"out.{name}", name) for name in AttentionGrads._fields),
+    ("out holds", "block_mask holds"),
     ("lse_out", "lse"),
     ("flashcupy.warmup", "flashcupy_warmup"),
     ("with the same arguments, or build the mask once,", "with the same arguments"),
