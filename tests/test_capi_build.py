@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from capi_kit import HEADER, installed
+from capi_kit import HEADER, installed, library
 
 from flashcupy.__main__ import main
 from flashcupy.capi import build as capi_build
@@ -101,12 +102,12 @@ def test_every_entry_is_declared_once_and_served():
 
     served = {}
 
-    class Ffi:
-        def def_extern(self, name, error):
-            assert error == 0
-            return lambda function: served.setdefault(name, function)
+    def def_extern(name, error):
+        assert error == 0
+        return lambda function: served.setdefault(name, function)
 
-    entries.bind(Ffi())
+    ffi = library().ffi
+    entries.bind(SimpleNamespace(typeof=ffi.typeof, sizeof=ffi.sizeof, def_extern=def_extern))
     text = declarations(bindings_dir() / "src" / "entries.h")
     declared = {word.split("(")[0] for word in text.split() if word.startswith(entries.PREFIX) and "(" in word}
     front = (bindings_dir() / "src" / "front.h").read_text()

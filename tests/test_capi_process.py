@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,16 @@ def test_no_errors_of_address_or_undefined_behaviour(monkeypatch, tmp_path):
     for what in ("twice", "fork", "log", "threads"):
         lines = _run(program, what, prefix.library, env=env)
         assert all("OK" in line or "0 errors" in line or "FORKED" in line or "message" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_valgrind_finds_nothing_in_our_code(host, tmp_path):
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    log = tmp_path / "log"
+    command = ["valgrind", f"--log-file={log}", str(host), "twice", str(installed().library)]
+    done = subprocess.run(command, env={"PYTHONMALLOC": "malloc", "PATH": os.environ["PATH"]}, capture_output=True)
+    assert done.returncode == 0
+    # Others' errors are theirs: glibc's loader has some.
+    reports = [part for part in log.read_text().split("== \n") if " at 0x" in part]
+    assert [part for part in reports if "flashcupy" in part or "process.c" in part] == []

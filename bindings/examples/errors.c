@@ -158,7 +158,7 @@ static void devices(void) {
     s.q.device.device_id = NOBODYS_GPU;
     status = forward(&s); /* FLASHCUPY_PYTHON without CuPy */
     refused("a GPU that is not there", status, status ? status : FLASHCUPY_INVALID_ARGUMENT,
-            status == FLASHCUPY_PYTHON ? "CuPy" : "cuda:99");
+            status == FLASHCUPY_PYTHON ? "CuPy" : "q");
 }
 
 static void struct_sizes(void) {

@@ -132,11 +132,11 @@ def _device(options: Any) -> Any:
         return None
     if kind != _CUDA:
         raise ValueError(f"device_type is {kind}, expected FLASHCUPY_CPU or FLASHCUPY_CUDA_DEVICE")
-    return cuda_device(ordinal)
+    return cuda_device(ordinal, "block_mask_options")
 
 
 def _device_of(mask: BlockMask) -> Any:
-    return None if mask.device == HOST else cuda_device(int(mask.device.partition(":")[2]))
+    return None if mask.device == HOST else cuda_device(int(mask.device.partition(":")[2]), "block_mask")
 
 
 def _empty(options: Any, device: Any, capacity: int, partial_capacity: int, batch: int, heads: int) -> BlockMask:

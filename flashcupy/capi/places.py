@@ -10,14 +10,13 @@ import numpy as np
 
 from flashcupy import arrays
 from flashcupy.arrays import HOST, Array
-from flashcupy.blocks import placing
 from flashcupy.spec import AttentionProblem
 
 _devices: dict[tuple[Any, int], Any] = {}
 
 
-def cuda_device(ordinal: int) -> Any:
-    """The CUDA device of a number; the driver is asked once.
+def cuda_device(ordinal: int, name: str) -> Any:
+    """The CUDA device of a number, which `name` gave; the driver is asked once.
 
     Raises
     ------
@@ -27,7 +26,9 @@ def cuda_device(ordinal: int) -> Any:
     runtime = arrays.runtime()
     known = _devices.get((runtime, ordinal))
     if known is None:
-        known = _devices[runtime, ordinal] = placing.builder().device_named(f"cuda:{ordinal}")
+        if not 0 <= ordinal < runtime.count():
+            raise ValueError(f"{name} has device_id {ordinal}, expected one of {runtime.count()} CUDA devices")
+        known = _devices[runtime, ordinal] = runtime.device(ordinal)
     return known
 
 

@@ -110,7 +110,7 @@ def device_of(tensor: Tensor, name: str) -> Any:
     if kind in _ON_HOST:
         return None
     if kind in _ON_CUDA:
-        return cuda_device(ordinal)
+        return cuda_device(ordinal, name)
     raise ValueError(
         f"{name} has device_type {kind}, expected FLASHCUPY_CPU, FLASHCUPY_CUDA_DEVICE, FLASHCUPY_CUDA_HOST or "
         "FLASHCUPY_CUDA_MANAGED"
