@@ -35,7 +35,7 @@ def installed() -> Prefix:
         fresh = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
             build(Prefix(fresh))
-        except BuildError as error:
+        except (BuildError, ImportError) as error:
             shutil.rmtree(fresh)
             if os.environ.get("FLASHCUPY_REQUIRE_ORACLES") == "1":
                 raise
