@@ -21,24 +21,31 @@
  *   bounds.
  *
  * Threads and processes
- *   Every function may be called from any thread, at the same time as any other; an error belongs to its thread. Calls
- *   on the CPU overlap in the computation, their preparation does not. A forked child cannot use the library that its
- *   parent has used: it gets FLASHCUPY_FORKED. (A child of a parent that has not, and one that calls exec, can.)
+ *   Every function may be called from any thread with a stack of 1 MiB, at the same time as any other; an error
+ *   belongs to its thread. Calls on the CPU overlap in the computation, their preparation does not. A forked child
+ *   cannot use the library that its parent has used: it gets FLASHCUPY_FORKED. (A child of a parent that has not, and
+ *   one that calls exec, can.)
+ *   A program that runs Python itself starts it before the first call, and calls without holding its GIL (ctypes and
+ *   cffi let go of it; in C that is Py_BEGIN_ALLOW_THREADS). Once it has finalised Python, calls return
+ *   FLASHCUPY_PYTHON.
  *
  * Memory
  *   Tensors are borrowed, and so is everything that they and the options point to. On the CPU a call is done with them
  *   when it returns. On a GPU, calls are asynchronous: the caller keeps buffers alive, and inputs unchanged, until the
  *   stream has passed the call; tensors and options themselves (shape and strides too) may go when the call returns.
- *   Outputs must not overlap inputs or each other, or share memory among their own elements.
+ *   Outputs must not overlap inputs or each other, nor have elements that share memory.
  *
  * Devices and streams
  *   All tensors are on one device; small ones (alibi_slopes, sinks, lengths, cu_seqlens, seed_words) may be in host
  *   memory all the same. Device memory belongs to the device's primary context, that of the CUDA runtime. `stream` is a
  *   cudaStream_t (or CUstream) of that device, NULL the legacy default stream; on the CPU it must be NULL. Work is
- *   launched on it and never waited for, with three exceptions: the first use of a kind of call compiles and checks its
+ *   launched on it and never waited for, with two exceptions: the first use of a kind of call compiles and checks its
  *   kernels (flashcupy_warmup does so ahead), and a function that says so waits. The calling thread's current device
- *   and context are what they were when a call returns. Calls can be captured into CUDA graphs after a warm-up; give
- *   them a workspace, or what they allocate is kept until the process ends.
+ *   and context are what they were when a call returns.
+ *   Calls can be captured into CUDA graphs after a warm-up, and so can updates of masks from blocks in device memory;
+ *   give calls a workspace, or what they allocate is kept until the process ends. Other functions for masks,
+ *   flashcupy_warmup and flashcupy_shutdown are not to be called while any stream of the device is being captured. A
+ *   mask in a graph is not destroyed before the graph.
  */
 #ifndef FLASHCUPY_H
 #define FLASHCUPY_H
@@ -69,7 +76,7 @@ enum {
     FLASHCUPY_UNSUPPORTED = 2,      /* a valid request that the device or its backend does not serve */
     FLASHCUPY_OUT_OF_MEMORY = 3,    /* host or device memory; the library stays usable */
     FLASHCUPY_COMPILE = 4,          /* a kernel does not compile, or failed its first-use check */
-    FLASHCUPY_CUDA = 5,             /* the CUDA runtime or driver reports an error, perhaps of earlier work */
+    FLASHCUPY_CUDA = 5,             /* no CUDA device, or an error of the runtime or driver, perhaps of earlier work */
     FLASHCUPY_PYTHON = 6,           /* the Python behind the library cannot start, or lacks a package */
     FLASHCUPY_NOT_WARMED_UP = 7,    /* first use of a kind of call while a CUDA graph is captured */
     FLASHCUPY_FORKED = 8,           /* the process is a fork of one that uses the library */
@@ -104,12 +111,12 @@ enum { /* dtype.code */
     FLASHCUPY_UINT = 1,
     FLASHCUPY_FLOAT = 2,
     FLASHCUPY_BFLOAT = 4,
-    FLASHCUPY_BOOL = 6 /* bits = 8; 0 or 1 */
+    FLASHCUPY_BOOL = 6 /* bits = 8; 0 or 1, other bytes are undefined */
 };
 
 typedef struct flashcupy_device {
     int32_t device_type;
-    int32_t device_id; /* 0 on the CPU */
+    int32_t device_id; /* of a CUDA device; not looked at on the CPU */
 } flashcupy_device;
 
 typedef struct flashcupy_dtype {
@@ -170,7 +177,7 @@ typedef struct flashcupy_block_mask_options {
  * blocks   bool (nq, nk), (H, nq, nk) or (B, H, nq, nk), nq = ceil(q_len / block_q), nk = ceil(kv_len / block_k), on
  *          the CPU or on options->device. batch and heads are those of its shape: 0 or the same in options.
  * stream   as everywhere; where the values are in device memory they are read in its order, and nothing is waited for.
- *          What comes from the CPU is copied, which waits for the stream.
+ *          What comes from the CPU is copied to a device, which waits for it.
  * mask     receives the handle, NULL on errors. The lists are copies, in the library's own memory. Calls on other
  *          streams must be ordered after `stream` by the caller.
  *
@@ -214,7 +221,7 @@ FLASHCUPY_API flashcupy_status flashcupy_block_mask_update_from_csr(flashcupy_bl
 FLASHCUPY_API flashcupy_status flashcupy_block_mask_check(flashcupy_block_mask *mask);
 
 /* Free a mask. NULL is no error. Safe while calls with it are in flight, on any stream or thread: the memory is freed
- * after them, for which a mask on a device waits for the device. */
+ * after them, for which that of a mask on a device waits for the device. */
 FLASHCUPY_API flashcupy_status flashcupy_block_mask_destroy(flashcupy_block_mask *mask);
 
 /* --------------------------------------------------------------- options */
@@ -278,7 +285,8 @@ typedef struct flashcupy_options {
     int64_t max_seqlen_q; /* at least the longest sequence; default: the longest. Needed where cu_seqlens are in */
     int64_t max_seqlen_k; /* device memory, which is not read back. */
     flashcupy_block_mask *block_mask;     /* on the device of q */
-    void *workspace;         /* device memory, 256-byte aligned, for the call's temporaries: then it allocates none. */
+    void *workspace;         /* device memory, 256-byte aligned and used for nothing else, for the call's temporaries:
+                                then it allocates none. */
     uint64_t workspace_size; /* At least what flashcupy_*_workspace_size tells. In use until the stream has passed the
                                 call. On the CPU NULL and 0: temporaries come from the host's allocator. */
 } flashcupy_options;
@@ -316,9 +324,10 @@ FLASHCUPY_API flashcupy_status flashcupy_backward(const flashcupy_tensor *q, con
                                                   const flashcupy_tensor *dsinks, const flashcupy_options *options,
                                                   void *stream);
 
-/* Bytes of workspace that the call with these very arguments needs; 0 on the CPU. Only metadata counts: any data may be
- * NULL but for lengths, cu_seqlens and seed_words in host memory, and the options' workspace is not looked at. The same
- * for every call of equal shapes, dtypes, strides, alignment and options. Compiles and launches nothing. */
+/* Bytes of workspace that the call with these very arguments needs; 0 on the CPU. Only metadata counts: any data may
+ * be NULL, and stands for aligned memory, but for lengths, cu_seqlens and seed_words in host memory; the options'
+ * workspace is not looked at. The same for calls of equal shapes, dtypes, strides, alignment and options. Compiles
+ * and launches nothing. */
 FLASHCUPY_API flashcupy_status flashcupy_forward_workspace_size(const flashcupy_tensor *q, const flashcupy_tensor *k,
                                                                 const flashcupy_tensor *v, const flashcupy_tensor *out,
                                                                 const flashcupy_tensor *lse, /* may be NULL */
@@ -336,8 +345,9 @@ FLASHCUPY_API flashcupy_status flashcupy_supported(const flashcupy_tensor *q, co
                                                    const flashcupy_tensor *v, const flashcupy_options *options,
                                                    const char **reason);
 
-/* Compile, load and check ahead what calls like this need, the backward too if `backward` is not 0, so that they do not
- * wait for it or, under graph capture, fail. Waits for the device; data may be NULL as for workspace sizes. On the CPU
+/* Compile, load and check ahead what calls like this need, the backward too if `backward` is not 0, so that they do
+ * not wait for it or, under graph capture, fail. Results and gradients are taken to have the dtypes of q, k, v: call
+ * once with float32 ones to warm those up. Waits for the device; data may be NULL as for workspace sizes. On the CPU
  * there is nothing to compile: arguments are checked. */
 FLASHCUPY_API flashcupy_status flashcupy_warmup(const flashcupy_tensor *q, const flashcupy_tensor *k,
                                                 const flashcupy_tensor *v, const flashcupy_options *options,
@@ -365,10 +375,11 @@ enum { /* level */
 
 typedef void (*flashcupy_log_callback)(void *user, int32_t level, const char *message);
 
-/* Where messages go; NULL, the default, drops them. Nothing is ever written to stdout or stderr. The callback runs in
- * the thread of the call that has something to say, perhaps in several at once; message is UTF-8 without a final
- * newline, and gone when the callback returns. It must not call flashcupy. Debug messages come only with
- * FLASHCUPY_DEBUG=1 in the environment. Returns when no call is using the previous callback any more. */
+/* Where messages go; NULL, the default, drops them. Nothing is written to stdout or stderr (in a Python that the host
+ * runs itself, Python's warnings go where the host's do). The callback runs in the thread of the call that has
+ * something to say, perhaps in several at once; message is UTF-8 without a final newline, and gone when the callback
+ * returns. It must not call flashcupy. Debug messages come only with FLASHCUPY_DEBUG=1 in the environment. Returns
+ * when no call is using the previous callback any more. */
 FLASHCUPY_API flashcupy_status flashcupy_set_log_callback(flashcupy_log_callback callback, void *user);
 
 #ifdef __cplusplus

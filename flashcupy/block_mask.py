@@ -224,7 +224,14 @@ class BlockMask(ListConstructors, PatternConstructors, MaskViews):
         result._transposed = self._lists
         return result
 
-    def _rewrite(self, lists: BlockLists) -> BlockMask:
+    def overwrite(self, lists: BlockLists) -> BlockMask:
+        """Rewrite a mask made by `empty` with lists on the host; what ``out=`` of constructors does.
+
+        Raises
+        ------
+        ValueError
+            If the mask is an immutable one, of another shape or block size, or too small; it is then untouched.
+        """
         if not self._fixed:
             raise ValueError("out must be a mask made by BlockMask.empty, got an immutable one")
         require_room(lists, self._lists.grid, self._buffers.capacity, self._buffers.partial_capacity)

@@ -35,10 +35,25 @@ def output(x: Any, name: str, library: str, device: str) -> Array:
         raise TypeError(f"{name} is a {own} array and the inputs are {library} ones, expected one library")
     if library == "jax" or (on_host(array) and not array.flags.writeable):
         raise TypeError(f"{name} is an immutable {own} array, expected memory that can be written to")
-    shared = any(stride == 0 and extent > 1 for stride, extent in zip(array.strides, array.shape, strict=True))
-    if shared and array.size:  # NumPy gives arrays without elements strides of 0
-        raise ValueError(f"{name} is a broadcast view (strides {array.strides}), expected memory of its own")
+    if _shares_elements(array):
+        raise ValueError(
+            f"{name} is a broadcast view, or its elements overlap (strides {array.strides}), expected memory of its "
+            "own for each"
+        )
     return array
+
+
+def _shares_elements(array: Array) -> bool:
+    """Whether some elements may be the same memory: unless each stride reaches over all that lies within it."""
+    if array.flags.c_contiguous:  # as every array without elements is
+        return False
+    reach = array.itemsize
+    axes = [(abs(stride), extent) for stride, extent in zip(array.strides, array.shape, strict=True) if extent > 1]
+    for stride, extent in sorted(axes):
+        if stride < reach:
+            return True
+        reach += (extent - 1) * stride
+    return False
 
 
 def require(array: Array, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:

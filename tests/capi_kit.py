@@ -34,7 +34,7 @@ def installed() -> Prefix:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
-            build(Prefix(fresh))
+            build(Prefix(fresh), extra_flags=("-Wall", "-Wextra", "-Werror"))
         except (BuildError, ImportError) as error:
             shutil.rmtree(fresh)
             if os.environ.get("FLASHCUPY_REQUIRE_ORACLES") == "1":

@@ -279,7 +279,7 @@ ROWS = (128, 128)
         (ValueError, "int32 indices", lambda: BlockMask.global_tokens((2**36, 0), 0, block_size=16)),
         (ValueError, "indptr must have shape", lambda: BlockMask.from_csr([0, 1], [0], ROWS)),
         (ValueError, "indptr must rise from 0", lambda: BlockMask.from_csr([0, 1, 1], [0, 1], ROWS)),
-        (ValueError, "indptr must rise from 0", lambda: BlockMask.from_csr([0, 2, 1], [0], ROWS)),
+        (ValueError, "indptr must not fall, got 2 before 1", lambda: BlockMask.from_csr([0, 2, 1], [0], ROWS)),
         (ValueError, r"indices must lie in \[0, 2\)", lambda: BlockMask.from_csr([0, 1, 2], [0, 2], ROWS)),
         (ValueError, r"indices must lie in \[0, 2\)", lambda: BlockMask.from_csr([0, 1, 2], [0, -1], ROWS)),
         (ValueError, "strictly ascending", lambda: BlockMask.from_csr([0, 2, 2], [1, 0], ROWS)),

@@ -90,6 +90,10 @@ def test_what_it_says_where_it_cannot(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(capi_build.sys.modules, "cffi", None)
         assert "pip install 'flashcupy[capi]'" in _fails(capsys, "build", *prefix)
+    assert "without any of" in _fails(capsys, "build", "--prefix", str(tmp_path / "a,b"))
+    with monkeypatch.context() as patch:
+        patch.setattr(capi_build.sys, "prefix", capi_build.sys.base_prefix)
+        assert "no virtual environment: name a folder by --prefix" in _fails(capsys, "build")
     with monkeypatch.context() as patch:
         patch.setenv("CC", "false")
         assert "false" in _fails(capsys, "build", *prefix)

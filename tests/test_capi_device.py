@@ -10,6 +10,7 @@ from backends import EmuBackend
 from capi_kit import Failed, library
 
 import flashcupy as fc
+from flashcupy.cuda import device as device_module
 
 RNG = np.random.default_rng(6)
 HEADS, KV_HEADS, SQ, SK, D = 4, 2, 21, 37, 16
@@ -191,6 +192,51 @@ def test_under_capture_what_is_new_is_refused(emu):
         emu.device.capturing = False
     assert failed.value.status == "NOT_WARMED_UP"
     assert "flashcupy_warmup" in failed.value.message
+
+
+def test_a_mask_is_not_made_under_capture(emu):
+    lib = library()
+    blocks = np.ones((2, 3), bool)
+    emu.device.capturing = True
+    try:
+        for table in (blocks, _put_while_capturing(emu, blocks)):
+            with pytest.raises(Failed) as failed:
+                lib.mask_from_blocks(lib.mask_options((SQ, SK), (16, 16), device=(2, 0)), table)
+            assert failed.value.status == "NOT_WARMED_UP"
+    finally:
+        emu.device.capturing = False
+
+
+def _put_while_capturing(emu, array):
+    emu.device.capturing = False
+    copy = _put(emu, array)
+    emu.device.capturing = True
+    return copy
+
+
+def test_what_is_on_no_device(emu):
+    lib = library()
+    q = lib.tensor(np.zeros((1, 4, 8), np.float32), device=(2, 5))
+    with pytest.raises(Failed, match=r"q has device_id 5, expected 0 to 0: there are 1 CUDA devices"):
+        lib.forward(q, q, q, q)
+    wrong = lib.mask_options((SQ, SK), (16, 16))
+    with pytest.raises(Failed, match="blocks is on cuda:0, expected cpu"):
+        lib.mask_from_blocks(wrong, _put(emu, np.ones((2, 3), bool)))
+    with pytest.raises(Failed, match="blocks has shape"):
+        lib.mask_from_blocks(lib.mask_options((SQ, SK), (16, 16), device=(2, 0)), _put(emu, np.ones((2, 4), bool)))
+
+
+def test_no_device_at_all(monkeypatch):
+    class Runtime:
+        def count(self):
+            return 0
+
+    monkeypatch.setattr(device_module, "_installed", [Runtime()])
+    lib = library()
+    q = lib.tensor(np.zeros((1, 4, 8), np.float32), device=(2, 0))
+    with pytest.raises(Failed, match="q is on a CUDA device, and there is none") as failed:
+        lib.forward(q, q, q, q)
+    assert failed.value.status == "CUDA"
 
 
 def test_a_shutdown_waits_and_makes_masks_stale(emu, monkeypatch):

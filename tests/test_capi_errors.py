@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import re
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from capi_kit import Failed, library
 
-from flashcupy import errors
+from flashcupy import BlockMask, errors
 from flashcupy.capi import status
 
 SHAPE = (2, 5, 8)
@@ -49,6 +53,9 @@ TENSORS = {
     "negative ndim": ("q", {"ndim": -1}, "q.ndim is -1"),
     "ndim of a lost pointer": ("q", {"ndim": 1 << 20}, "q.ndim is 1048576"),
     "negative extent": ("q", {"shape": [2, -5, 8]}, "q has shape"),
+    "out whose rows overlap": ("out", {"strides": [40, 7, 1]}, "its elements overlap"),
+    "lse whose rows overlap": ("lse", {"strides": [3, 1]}, "its elements overlap"),
+    "no elements, beyond memory": ("q", {"shape": [0, 1 << 62, 8]}, "q has shape.*2\\*\\*63"),
     "extents beyond memory": ("q", {"shape": [1 << 40, 1 << 40, 8], "strides": 0}, "2\\*\\*63"),
     "strides beyond memory": ("q", {"strides": [1 << 62, 8, 1]}, "2\\*\\*63"),
     "integers": ("q", {"dtype": (0, 32, 1)}, "q has dtype int32"),
@@ -241,6 +248,72 @@ def test_lists_that_are_not_in_order(lists, message):
         lib.mask_from_csr(lib.mask_options((128, 128)), *arrays)
 
 
+def test_strides_that_do_not_count_are_not_looked_at(arrays):
+    lib = library()
+    q, k, v, out = (arrays[name][:, :1] for name in ("q", "k", "v", "out"))
+    lib.forward(q, k, v, out)
+    expected = out.copy()
+    for stride in (1 << 62, -(1 << 62), 0):
+        out[...] = 7
+        strange = [lib.tensor(x, strides=lib.ffi.new("int64_t[]", [40, stride, 1])) for x in (q, k, v, out)]
+        lib.forward(*strange)
+        np.testing.assert_array_equal(out, expected)
+    empty = np.empty((2, 0, 8), np.float32)
+    nothing = lib.tensor(empty, strides=lib.ffi.new("int64_t[]", [1 << 62, 1 << 62, 1 << 62]))
+    lib.forward(nothing, k, v, nothing)
+
+
+@pytest.mark.parametrize("device_type", [0, 1, 3])
+def test_a_mask_is_where_tensors_of_its_device_type_are(arrays, device_type):
+    lib = library()
+    handle = lib.mask_from_blocks(lib.mask_options((5, 5), device=(device_type, 7)), np.ones((1, 1), bool))
+    _forward(arrays, block_mask=handle)
+    lib.ok(lib.lib.flashcupy_block_mask_destroy(handle))
+
+
+def test_a_destroyed_mask_is_gone(arrays):
+    lib = library()
+    handle = lib.mask_from_blocks(lib.mask_options((5, 5)), np.ones((1, 1), bool))
+    gc.collect()
+    before = {id(x) for x in gc.get_objects() if isinstance(x, BlockMask)}
+    _forward(arrays, block_mask=handle)
+    lib.ok(lib.lib.flashcupy_block_mask_destroy(handle))
+    gc.collect()
+    assert len(before) - len([x for x in gc.get_objects() if isinstance(x, BlockMask) and id(x) in before]) == 1
+
+
+def test_lists_are_checked_before_memory_is_taken():
+    lib = library()
+    three = [np.array([0, 1, 1]), np.array([0]), None, None]
+    with pytest.raises(Failed, match="indptr") as failed:
+        lib.mask_from_csr(lib.mask_options((128, 128), batch=1 << 40), *three)
+    assert failed.value.status == "INVALID_ARGUMENT"
+    handle = lib.mask_from_csr(lib.mask_options((128, 128), capacity=1 << 62, partial_capacity=1 << 62), *three)
+    lib.ok(lib.lib.flashcupy_block_mask_destroy(handle))
+
+
+def test_a_gradient_without_its_input(arrays):
+    five = [arrays[name] for name in ("q", "k", "v", "out", "lse")]
+    for at, name in ((3, "dbias"), (4, "dsinks")):
+        grads = [None] * 5
+        grads[at] = arrays["dq"]
+        with pytest.raises(Failed, match=f"{name} is given, but options.{name[1:]} is NULL"):
+            library().backward(five, arrays["dout"], grads)
+
+
+def test_no_message_speaks_of_python(arrays):
+    """Of arguments that C does not have, or by Python's names for them."""
+    for options in (
+        {"softcap": 0.0},
+        {"mask": np.ones((5, 5), np.float32)},
+        {"dropout": 0.5, "seed_words": np.zeros(3, np.uint64)},
+        {"bias": np.ones((5, 5), bool)},
+    ):
+        with pytest.raises(Failed) as failed:
+            _forward(arrays, **options)
+        assert not re.search(r"None|wrt|BlockMask\.|\w=|\bseed is", failed.value.message), failed.value.message
+
+
 def test_handles(arrays):
     lib = library()
     whole = np.ones((1, 1), bool)
@@ -327,7 +400,21 @@ class _CudaError(RuntimeError):
     ],
 )
 def test_every_exception_has_a_status(monkeypatch, error, expected):
-    monkeypatch.setattr(status, "_of_cuda", lambda error: isinstance(error, _CudaError))
+    cuda = SimpleNamespace(CUDARuntimeError=_CudaError, CUDADriverError=_CudaError)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=cuda, driver=cuda)))
+    interrupted = []
+    monkeypatch.setattr(status._thread, "interrupt_main", lambda: interrupted.append(1))
     assert status.of(error) == expected
     assert status.message(error)
     assert (type(error).__name__ in status.message(error)) == (expected == status.INTERNAL or not str(error))
+    # The host's Python is to see it, once the call has returned.
+    assert bool(interrupted) == isinstance(error, KeyboardInterrupt)
+
+
+def test_an_error_in_telling_an_error_is_a_status_too(monkeypatch):
+    """As with a CuPy that lacks what is looked for in it."""
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    lib = library()
+    monkeypatch.setattr(status, "message", lambda error: 1 / 0)
+    assert lib.lib.flashcupy_set_num_threads(-1) == lib.lib.FLASHCUPY_INTERNAL
+    assert lib.last_error() == "ValueError, and ZeroDivisionError in telling it"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from capi_kit import installed
 
+from flashcupy._version import __version__
 from flashcupy.capi import build as capi_build
 from flashcupy.capi.build import Prefix, bindings_dir, build
 
@@ -75,6 +76,16 @@ def test_messages_go_to_the_callback(host):
     assert (warned, silent) == ("warned: FLASHCUPY_OK ", "silent: FLASHCUPY_OK ")
 
 
+def test_a_shutdown_comes_through_while_calls_overlap(host):
+    assert _run(host, "shutdown") == ["shutdown: FLASHCUPY_OK "] * 3 + ["calls: 0 errors"]
+
+
+def test_a_relative_path_and_another_folder(host):
+    """A daemon changes its folder between loading the library and using it."""
+    library = installed().library
+    assert _run(host, "chdir", f"./{library.name}", cwd=library.parent) == GOOD
+
+
 def _built(monkeypatch, folder, **recorded):
     """The library as it is when what it was built for has gone."""
     original = capi_build._recorded
@@ -97,13 +108,13 @@ def _built(monkeypatch, folder, **recorded):
     [
         ({"RECORDED_LIBPYTHON": "/gone/libpython.so"}, "libpython cannot be loaded: /gone/libpython.so"),
         (
-            {"RECORDED_PYTHON": "/gone/bin/python", "RECORDED_NAMES": "recorded_version = (3, 0)"},
+            {"RECORDED_PYTHON": "/gone/bin/python", "RECORDED_NAMES": "recorded_version = ((3, 0), '')"},
             "ImportError: this is",
         ),
         (
             {
                 "RECORDED_PYTHON": "/gone/bin/python",
-                "RECORDED_NAMES": f"recorded_version = {sys.version_info[:2]}\\nrecorded_path = []",
+                "RECORDED_NAMES": f"recorded_version = {(sys.version_info[:2], sys.abiflags)}\\nrecorded_path = []",
             },
             "No module named",
         ),
@@ -118,6 +129,49 @@ def test_a_python_that_cannot_start_is_a_status(host, monkeypatch, tmp_path, rec
     assert first.startswith("first: FLASHCUPY_PYTHON ")
     assert message in first
     assert second == first.replace("first", "second")
+
+
+def test_a_library_of_another_version(host, monkeypatch, tmp_path):
+    """As after an upgrade of the package: what C hands over may mean something else."""
+    shutil.copytree(bindings_dir(), tmp_path / "bindings")
+    header = tmp_path / "bindings" / "flashcupy.h"
+    header.write_text(header.read_text().replace(f'FLASHCUPY_VERSION "{__version__}"', 'FLASHCUPY_VERSION "0.0.9"'))
+    monkeypatch.setattr(capi_build, "bindings_dir", lambda: tmp_path / "bindings")
+    prefix = Prefix(tmp_path / "prefix")
+    build(prefix)
+    first, _ = _run(host, "twice", prefix.library)
+    assert "FLASHCUPY_PYTHON the library was built by flashcupy 0.0.9" in first
+    assert "run 'flashcupy capi build' anew" in first
+
+
+def test_what_the_start_has_to_say_goes_to_the_log(host, monkeypatch, tmp_path):
+    """`site` complains on stderr of a .pth file that it cannot read."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    packages = next(venv.glob("lib/python*/site-packages"))
+    (packages / "ours.pth").write_text("".join(f"{path}\n" for path in capi_build._package_folders()))
+    (packages / "broken.pth").write_text("import no_such_module\n")
+    prefix = _built(monkeypatch, tmp_path / "prefix", RECORDED_PYTHON=str(venv / "bin" / "python"))
+    lines = _run(host, "log", prefix.library)
+    assert any("no_such_module" in line for line in lines)
+    assert [line for line in lines if line.startswith(("warned", "silent"))] == [
+        "warned: FLASHCUPY_OK ",
+        "silent: FLASHCUPY_OK ",
+    ]
+
+
+def test_after_the_end_of_the_hosts_python(tmp_path):
+    """Objects with static lifetime are destroyed then."""
+    flags = [f"-I{installed().include}", f"-L{installed().lib}", f"-Wl,-rpath,{installed().lib}", "-lflashcupy"]
+    plugin = tmp_path / "plugin.so"
+    subprocess.run(["cc", "-shared", "-fPIC", str(SOURCE.with_name("plugin.c")), *flags, "-o", str(plugin)], check=True)
+    program = f"import ctypes; print(ctypes.CDLL({str(plugin)!r}).set_up(), flush=True)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "0",
+        "FLASHCUPY_PYTHON the host has finalised its Python, which flashcupy needs",
+    ]
 
 
 def test_a_host_with_another_python(host, tmp_path):

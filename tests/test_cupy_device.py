@@ -404,19 +404,31 @@ class TestCallersMemoryAndStreams:
         fake.module.cuda.Stream = SimpleNamespace(from_external=from_external, null=entered("null"))
         fake.module.cuda.driver.ctxGetCurrent = lambda: current[0]
         fake.module.cuda.driver.ctxSetCurrent = set_context
+        fake.runtime.setDevice = lambda ordinal: calls.append(("set", ordinal))
         which = "stream" if stream else "null"
         with cupy_device.CupyDevice(1).on_stream(stream):
             current[0] = 0xD0  # as selecting a device does
-        inside = [("enter", 1), f"enter {which}", f"exit {which}", ("exit", 1)]
+        inside = [("enter", 1), ("set", 1), f"enter {which}", f"exit {which}", ("exit", 1)]
         assert calls == [*inside, ("context", 0xC0)]
         assert current == [0xC0]
 
-    def test_a_thread_without_a_context_keeps_what_the_runtime_selects(self, fake):
+    def test_a_thread_without_a_context_has_none_again(self, fake):
+        current = [0]
+        fake.runtime.setDevice = lambda ordinal: current.__setitem__(0, 0xD0)
+        fake.module.cuda.Stream = SimpleNamespace(null=contextlib.nullcontext())
+        fake.module.cuda.driver.ctxGetCurrent = lambda: current[0]
+        fake.module.cuda.driver.ctxSetCurrent = lambda context: current.__setitem__(0, context)
+        with cupy_device.CupyDevice(0).on_stream(0):
+            assert current == [0xD0]
+        assert current == [0]
+
+    def test_before_the_driver_is_initialised_nothing_is_put_back(self, fake):
         def refuse(*_):
-            raise CudaError(3)  # not initialised
+            raise CudaError(3)
 
         fake.module.cuda.Stream = SimpleNamespace(null=contextlib.nullcontext())
         fake.module.cuda.driver.ctxGetCurrent = fake.module.cuda.driver.ctxSetCurrent = refuse
+        fake.runtime.setDevice = lambda ordinal: None
         with pytest.raises(KeyError), cupy_device.CupyDevice(0).on_stream(0):
             raise KeyError
 

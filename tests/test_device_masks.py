@@ -216,6 +216,16 @@ class TestCapture:
         BlockMask.from_ids(ids, (80, 112), block_size=16, out=mask)
         assert mask.stats()["full"] == 5
 
+    def test_lists_of_the_host_are_refused(self, backend, capturing):
+        mask = BlockMask.empty((32, 48), capacity=9, block_size=16, device="cuda:0")
+        capturing.capturing = True
+        with pytest.raises(NotWarmedUpError, match="cannot be copied to the device while a graph"):
+            BlockMask.from_blocks(np.ones((2, 3), np.bool_), (32, 48), block_size=16, out=mask)
+        with pytest.raises(NotWarmedUpError, match="make it before the capture"):
+            BlockMask.empty((32, 48), capacity=9, block_size=16, device="cuda:0")
+        capturing.capturing = False
+        assert mask.stats()["full"] == 0
+
     def test_replays_are_seen_by_later_calls(self, backend, capturing):
         """Rewrites of a graph, replayed where Python sees nothing of it."""
         rng = np.random.default_rng(9)
@@ -266,12 +276,34 @@ def test_algebra_and_views_stay_where_they_are(backend):
     assert (predicate & host).equals(predicate)
 
 
+@pytest.mark.parametrize("transposed", [True, False])
+def test_lists_of_the_host_overwrite_a_mask_of_the_device(backend, transposed):
+    shape, size = (70, 90), (16, 32)
+    dense = dense_of(np.random.default_rng(7), (2, 3, *shape))
+    room = {"capacity": 90, "partial_capacity": 90, "batch": 2, "heads": 3, "transposed": transposed}
+    mask = BlockMask.empty(shape, block_size=size, device="cuda:0", **room)
+    (there,) = on_device(backend, ~dense)
+    address = mask.full_indices
+    for source in (
+        dense,
+        there,
+        ~dense,
+        np.zeros_like(dense),
+        dense,
+    ):  # after each other, and after arrays of the device
+        assert BlockMask.from_dense(source, block_size=size, out=mask) is mask
+        wanted = ~dense if source is there else source
+        assert_same(mask, BlockMask.from_dense(wanted, block_size=size))
+        assert mask.full_indices is address
+
+
 def test_malformed_sources(backend):
     flags, ids, scores, twenty = on_device(
         backend, np.ones((2, 3), np.bool_), np.zeros((2, 4), np.int32), np.zeros((2, 3)), np.zeros((20, 20), np.bool_)
     )
     shape, host = (32, 48), BlockMask.empty((32, 48), capacity=9, block_size=16)
     own = BlockMask.empty(shape, capacity=9, block_size=16, device="cuda:0")
+    small = BlockMask.empty(shape, capacity=5, block_size=16, device="cuda:0")
     calls = [
         (TypeError, "blocks must be bool", lambda: BlockMask.from_blocks(ids, shape, block_size=16)),
         (ValueError, r"blocks must have shape \(2, 1\)", lambda: BlockMask.from_blocks(flags, (32, 16), block_size=16)),
@@ -307,8 +339,8 @@ def test_malformed_sources(backend):
         (ValueError, "out must be a mask of shape", lambda: BlockMask.from_dense(twenty, block_size=16, out=own)),
         (
             ValueError,
-            "out is on cuda:0, expected a mask on the host",
-            lambda: BlockMask.from_blocks(np.ones((2, 3), np.bool_), shape, block_size=16, out=own),
+            r"out holds \d FULL blocks \(capacity\), got 6",
+            lambda: BlockMask.from_blocks(np.ones((2, 3), np.bool_), shape, block_size=16, out=small),
         ),
         (ValueError, "device is 'cuda:7', expected a CUDA", lambda: BlockMask.causal(shape, device="cuda:7")),
         (ValueError, "'cuda:0', got 'cuda0'", lambda: own.to_device("cuda0")),

@@ -121,7 +121,10 @@ flashcupy_status flashcupy_block_mask_update_from_csr(flashcupy_block_mask *mask
 flashcupy_status flashcupy_block_mask_check(flashcupy_block_mask *mask) { CALL(block_mask_check, (void)0, mask); }
 
 flashcupy_status flashcupy_block_mask_destroy(flashcupy_block_mask *mask) {
-    if (!mask) return FLASHCUPY_OK;
+    if (!mask) {
+        flashcupy_clear_error();
+        return FLASHCUPY_OK;
+    }
     CALL(block_mask_destroy, (void)0, mask);
 }
 

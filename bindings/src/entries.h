@@ -17,8 +17,17 @@ typedef struct flashcupy_reply {
 } flashcupy_reply;
 
 typedef void (*flashcupy_log_sink)(int32_t level, const char *message);
+typedef void (*flashcupy_notice)(void);
 
-int32_t flashcupy_py_start(flashcupy_reply *reply, flashcupy_log_sink sink, int32_t owns_python);
+/* What Python needs of the front. */
+typedef struct flashcupy_host {
+    const char *version; /* of the front; Python's must be the same */
+    int32_t owns_python; /* whether the interpreter is the library's own */
+    flashcupy_log_sink log;
+    flashcupy_notice python_ends; /* the host finalises its Python: no call may reach it any more */
+} flashcupy_host;
+
+int32_t flashcupy_py_start(flashcupy_reply *reply, const flashcupy_host *host);
 int32_t flashcupy_py_shutdown(flashcupy_reply *reply);
 int32_t flashcupy_py_set_num_threads(flashcupy_reply *reply, int32_t threads);
 int32_t flashcupy_py_forward(flashcupy_reply *reply, const flashcupy_tensor *q, const flashcupy_tensor *k,

@@ -55,4 +55,7 @@ flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int
 /* What goes to the host's callback; see flashcupy_set_log_callback. */
 void flashcupy_log(int32_t level, const char *message);
 
+/* Forget the calling thread's last error. */
+void flashcupy_clear_error(void);
+
 #endif

@@ -35,6 +35,7 @@
     X(PyEval_GetBuiltins)                                                                                           \
     X(PyErr_Clear)                                                                                                  \
     X(PyUnicode_DecodeFSDefault)                                                                                    \
+    X(PyLong_FromLong)                                                                                              \
     X(PyUnicode_AsUTF8)                                                                                             \
     X(PyRun_StringFlags)                                                                                            \
     X(Py_DecRef)
@@ -43,14 +44,20 @@
 static struct { FUNCTIONS(MEMBER) } py;
 #undef MEMBER
 
-/* Imports what the entries need and binds them; `error` stays "" if that works. A host's Python may lack the packages:
- * then those of the recorded environment serve, behind its own. */
+/* Imports what the entries need and binds them; `error` stays "" if that works. In a Python of the library's own, what
+ * is printed meanwhile, by a broken .pth file for one, is kept for the log. A host's Python may lack the packages: then
+ * those of the recorded environment serve, behind its own. */
 static const char bootstrap[] =
     "error = ''\n"
     "try:\n"
-    "    import sys, importlib.util\n"
-    "    if sys.version_info[:2] != recorded_version:\n"
-    "        raise ImportError('this is Python %d.%d' % sys.version_info[:2])\n"
+    "    import sys\n"
+    "    if (sys.version_info[:2], sys.abiflags) != recorded_version:\n"
+    "        raise ImportError('this is Python %d.%d%s' % (*sys.version_info[:2], sys.abiflags))\n"
+    "    if owns_python:\n"
+    "        import io, site\n"
+    "        sys.stdout = sys.stderr = io.StringIO()\n"
+    "        site.main()\n"
+    "    import importlib.util\n"
     "    try:\n"
     "        import _cffi_backend, flashcupy.capi.entries\n"
     "    except ModuleNotFoundError:\n"
@@ -60,6 +67,15 @@ static const char bootstrap[] =
     "    flashcupy.capi.entries.bind(importlib.util.module_from_spec(spec).ffi)\n"
     "except BaseException as exception:\n"
     "    error = '%s: %s' % (type(exception).__name__, exception)\n";
+
+/* Where this library lies, found out when it is loaded: a relative path means something else once the host has changed
+ * its folder. */
+static char own_path[PATH_MAX];
+
+__attribute__((constructor)) static void find_own_path(void) {
+    Dl_info own;
+    if (!dladdr(bootstrap, &own) || !realpath(own.dli_fname, own_path)) own_path[0] = 0;
+}
 
 static flashcupy_status fail(flashcupy_reply *reply, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -80,13 +96,14 @@ static flashcupy_status look_up(void *library, const char *where, flashcupy_repl
     return FLASHCUPY_OK;
 }
 
-/* Remember the path of a libpython that is loaded. */
+/* Remember the path of a libpython that is loaded: libpython3.11.so.1.0, and not a library of a similar name. */
 static int find_libpython(struct dl_phdr_info *info, size_t size, void *found) {
     const char *base = strrchr(info->dlpi_name, '/');
     (void)size;
     base = base ? base + 1 : info->dlpi_name;
-    /* libpython3.so only forwards to the one of a version */
-    if (strncmp(base, "libpython", 9) || !strcmp(base, "libpython3.so")) return 0;
+    if (strncmp(base, "libpython", 9) || base[9] < '2' || base[9] > '9' || base[10] != '.' || base[11] < '0' ||
+        base[11] > '9' || !strstr(base, ".so"))
+        return 0;
     snprintf(found, PATH_MAX, "%s", info->dlpi_name);
     return 1;
 }
@@ -119,6 +136,7 @@ static flashcupy_status start(flashcupy_reply *reply) {
     if (!py.PyStatus_Exception(status)) {
         py.PyConfig_InitIsolatedConfig(&config);
         config.install_signal_handlers = 0;
+        config.site_import = 0; /* done by the bootstrap */
         /* A virtual environment is found by the path of its python. */
         status = py.PyConfig_SetBytesString(&config, &config.program_name, RECORDED_PYTHON);
         if (!py.PyStatus_Exception(status)) status = py.Py_InitializeFromConfig(&config);
@@ -132,12 +150,14 @@ static flashcupy_status start(flashcupy_reply *reply) {
 }
 
 /* Run the bootstrap, with the GIL held. */
-static flashcupy_status import_packages(const char *entries_path, flashcupy_reply *reply) {
+static flashcupy_status import_packages(const char *entries_path, int32_t owned, flashcupy_reply *reply) {
     flashcupy_status status = FLASHCUPY_OK;
     PyObject *names = py.PyDict_New(), *path = py.PyUnicode_DecodeFSDefault(entries_path), *done = NULL, *error;
+    PyObject *owns_python = py.PyLong_FromLong(owned);
     const char *text = NULL;
-    if (names && path && !py.PyDict_SetItemString(names, "__builtins__", py.PyEval_GetBuiltins()) &&
-        !py.PyDict_SetItemString(names, "entries_path", path))
+    if (names && path && owns_python && !py.PyDict_SetItemString(names, "__builtins__", py.PyEval_GetBuiltins()) &&
+        !py.PyDict_SetItemString(names, "entries_path", path) &&
+        !py.PyDict_SetItemString(names, "owns_python", owns_python))
         done = py.PyRun_StringFlags(RECORDED_NAMES, Py_file_input, names, names, NULL);
     if (done) {
         py.Py_DecRef(done);
@@ -149,6 +169,7 @@ static flashcupy_status import_packages(const char *entries_path, flashcupy_repl
                       text ? text : "Python cannot run the library's start");
     py.PyErr_Clear();
     if (done) py.Py_DecRef(done);
+    if (owns_python) py.Py_DecRef(owns_python);
     if (path) py.Py_DecRef(path);
     if (names) py.Py_DecRef(names);
     return status;
@@ -158,9 +179,8 @@ static flashcupy_status import_packages(const char *entries_path, flashcupy_repl
 static flashcupy_status find_entries(char *path, flashcupy_reply *reply) {
     char *slash;
     size_t room;
-    Dl_info own;
-    if (!dladdr(bootstrap, &own) || !realpath(own.dli_fname, path) || !(slash = strrchr(path, '/')))
-        return fail(reply, "the library cannot find out where it lies");
+    memcpy(path, own_path, PATH_MAX);
+    if (!(slash = strrchr(path, '/'))) return fail(reply, "the library cannot find out where it lies");
     room = (size_t)(path + PATH_MAX - slash);
     if ((size_t)snprintf(slash, room, "/flashcupy/%s", RECORDED_ENTRIES) >= room)
         return fail(reply, "the path of the library is too long");
@@ -195,7 +215,7 @@ flashcupy_status flashcupy_start_python(entries *to, flashcupy_reply *reply, int
     *owned = !py.Py_IsInitialized();
     if (*owned && (status = start(reply))) return status;
     gil = py.PyGILState_Ensure();
-    status = import_packages(entries_path, reply);
+    status = import_packages(entries_path, *owned, reply);
     py.PyGILState_Release(gil);
     return status ? status : load_entries(to, entries_path, reply);
 }

@@ -1,4 +1,5 @@
 /* What a call passes through on its way in and out: the start of Python, forks, shutdown, errors, the log. */
+#define _GNU_SOURCE
 #include "front.h"
 
 #include <pthread.h>
@@ -13,19 +14,41 @@ static _Thread_local char reason_text[4096];
 static _Thread_local int in_callback;
 
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
-static atomic_int started; /* 0: not yet, 1: done, for good or ill */
+static atomic_int started; /* for good or ill */
 static flashcupy_status start_status;
 static char start_error[4096];
 static entries python;
-/* Of the process that started, or is starting, Python; a child of it has another. */
-static atomic_int owner;
 
-/* Calls hold it for reading, a shutdown for writing. */
-static pthread_rwlock_t in_use = PTHREAD_RWLOCK_INITIALIZER;
+static atomic_int owner;  /* the process that starts or has started Python */
+static atomic_int forked; /* this is a child of it */
+static atomic_int ended;  /* the host has finalised its Python */
 
-static pthread_rwlock_t log_lock = PTHREAD_RWLOCK_INITIALIZER;
+/* Calls hold it for reading, a shutdown for writing. Writers come first, or calls that overlap would keep them waiting
+ * for ever; nobody holds it twice. */
+static pthread_rwlock_t in_use = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+static pthread_rwlock_t log_lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 static flashcupy_log_callback log_callback;
 static void *log_user;
+
+/* A child of a process that has not started Python begins afresh, whatever other threads of its parent held. */
+static void in_child(void) {
+    static const pthread_mutex_t free_mutex = PTHREAD_MUTEX_INITIALIZER;
+    static const pthread_rwlock_t free_lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+    if (atomic_load(&owner)) {
+        atomic_store(&forked, 1);
+        return;
+    }
+    starting = free_mutex;
+    in_use = free_lock;
+    log_lock = free_lock;
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
+
+static void python_ends(void) { atomic_store(&ended, 1); }
+
+void flashcupy_clear_error(void) { error_text[0] = 0; }
 
 flashcupy_status flashcupy_fail(flashcupy_status status, const char *format, ...) {
     va_list arguments;
@@ -37,23 +60,27 @@ flashcupy_status flashcupy_fail(flashcupy_status status, const char *format, ...
 
 static flashcupy_status not_here(void) {
     int pid = atomic_load(&owner);
-    if (pid && pid != (int)getpid())
+    if (atomic_load(&forked) || (pid && pid != (int)getpid())) /* the latter where no handlers run, as after clone */
         return flashcupy_fail(FLASHCUPY_FORKED,
                               "this process is a fork of process %d, which uses flashcupy: Python and CUDA do not "
                               "survive a fork. Fork before the first call, or call exec in the child",
                               pid);
+    if (atomic_load(&ended))
+        return flashcupy_fail(FLASHCUPY_PYTHON, "the host has finalised its Python, which flashcupy needs");
     if (in_callback)
         return flashcupy_fail(FLASHCUPY_INVALID_ARGUMENT, "the log callback called flashcupy, which it must not");
     return FLASHCUPY_OK;
 }
 
 static void start(void) {
+    static flashcupy_host host = {FLASHCUPY_VERSION, 0, flashcupy_log, python_ends};
     flashcupy_reply reply = {start_error, sizeof start_error};
     int32_t owned = 0, replied;
     atomic_store(&owner, (int)getpid());
     start_status = flashcupy_start_python(&python, &reply, &owned);
     if (start_status) return;
-    replied = python.start(&reply, flashcupy_log, owned);
+    host.owns_python = owned;
+    replied = python.start(&reply, &host);
     if ((replied & ~0xFF) != FLASHCUPY_MARK) {
         start_status = FLASHCUPY_PYTHON;
         snprintf(start_error, sizeof start_error, "the entries cannot call Python");
@@ -64,7 +91,7 @@ static void start(void) {
 
 flashcupy_status flashcupy_enter(call *call) {
     flashcupy_status status;
-    error_text[0] = 0;
+    flashcupy_clear_error();
     if ((status = not_here())) return status;
     if (!atomic_load(&started)) {
         pthread_mutex_lock(&starting);
@@ -116,7 +143,7 @@ flashcupy_status flashcupy_supported(const flashcupy_tensor *q, const flashcupy_
 flashcupy_status flashcupy_shutdown(void) {
     flashcupy_reply reply = {error_text, sizeof error_text};
     flashcupy_status status;
-    error_text[0] = 0;
+    flashcupy_clear_error();
     if ((status = not_here())) return status;
     pthread_mutex_lock(&starting); /* nothing starts meanwhile */
     if (atomic_load(&started) && !start_status) {
@@ -132,7 +159,7 @@ flashcupy_status flashcupy_shutdown(void) {
 
 flashcupy_status flashcupy_set_log_callback(flashcupy_log_callback callback, void *user) {
     flashcupy_status status;
-    error_text[0] = 0;
+    flashcupy_clear_error();
     if ((status = not_here())) return status;
     pthread_rwlock_wrlock(&log_lock);
     log_callback = callback;

@@ -78,8 +78,12 @@ def _csr_keys(grid: Grid, indptr: npt.NDArray[np.int64], indices: npt.NDArray[np
     check_shape("indptr", indptr, (grid.rows + 1,))
     if indices.ndim != 1:
         raise ValueError(f"indices must be 1-D, got shape {indices.shape}")
-    if indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
+    if indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"indptr must rise from 0 to the {len(indices)} indices, got {indptr[0]} to {indptr[-1]}")
+    falls = np.flatnonzero(np.diff(indptr) < 0)
+    if falls.size:
+        at = falls[0]
+        raise ValueError(f"indptr must not fall, got {indptr[at]} before {indptr[at + 1]}")
     if indices.size and (indices.min() < 0 or indices.max() >= grid.nk):
         raise ValueError(f"indices must lie in [0, {grid.nk}), got [{indices.min()}, {indices.max()}]")
     rows = np.repeat(np.arange(grid.rows), np.diff(indptr))

@@ -28,7 +28,7 @@ class ListConstructors:
         @property
         def _fixed(self) -> bool: ...
         def __init__(self, lists: Lists, buffers: Any = None) -> None: ...
-        def _rewrite(self, lists: BlockLists) -> Self: ...
+        def overwrite(self, lists: BlockLists) -> Self: ...
         def _rewritten(self) -> Self: ...
         def host_lists(self) -> BlockLists: ...
 
@@ -37,7 +37,7 @@ class ListConstructors:
         if out is None:
             return cls(lists)
         _require_mask(out)
-        return out._rewrite(lists)
+        return out.overwrite(lists)
 
     @classmethod
     def _built_there(cls, constructor: str, out: Self | None, *sources: Any) -> Self:
@@ -68,7 +68,7 @@ class ListConstructors:
             Rows and columns of a block: 16, 32, 64, 128 or a multiple of 128.
         out : BlockMask, optional
             A mask made by `empty`, rewritten in place and returned. It is where `blocks` is, or on a device to which
-            the lists of blocks on the host are then copied, in stream order; not while a graph is captured.
+            the lists of blocks on the host are then copied, which waits; not while a graph is captured.
 
         Raises
         ------
@@ -150,7 +150,7 @@ class ListConstructors:
             `partial`.
         out : BlockMask, optional
             A mask made by `empty`, rewritten in place and returned. The arrays are on the host; `out` may be on a
-            device all the same, and is rewritten in stream order; not while a graph is captured.
+            device all the same, which is waited for then; not while a graph is captured.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -18,8 +19,10 @@ from flashcupy._version import __version__
 
 ABI = 1  # FLASHCUPY_ABI_VERSION
 _ENTRIES_MODULE = "_flashcupy_entries"
+_PACKAGES = ("flashcupy", "_cffi_backend", "numpy", "threadpoolctl", "ml_dtypes", "cupy")
 _FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-shared")
-_WARNINGS = ("-Wall", "-Wextra", "-Werror")
+# pkg-config and compilers take these apart.
+_TROUBLE = set(',"#$\\\n')
 
 
 class BuildError(RuntimeError):
@@ -59,7 +62,15 @@ class Prefix(NamedTuple):
 
 
 def default_prefix() -> Prefix:
-    """The environment's own folders."""
+    """The environment's own folders.
+
+    Raises
+    ------
+    BuildError
+        If this Python is the system's: its folders belong to a package manager.
+    """
+    if sys.prefix == sys.base_prefix and not (Path(sys.prefix) / "conda-meta").is_dir():
+        raise BuildError(f"{sys.prefix} is no virtual environment: name a folder by --prefix")
     return Prefix(Path(sys.prefix))
 
 
@@ -105,13 +116,17 @@ def build(prefix: Prefix, *, extra_flags: tuple[str, ...] = ()) -> None:
     prefix : Prefix
         Where to.
     extra_flags : tuple of str
-        More options for the compiler of the front, such as a sanitizer's.
+        More options for the compiler of the front, such as warnings or a sanitizer's.
 
     Raises
     ------
     BuildError
         If this Python or this machine lacks something that the build needs.
     """
+    if _TROUBLE & set(str(prefix.root)):
+        raise BuildError(
+            f"--prefix is {str(prefix.root)!r}, expected a path without any of {''.join(sorted(_TROUBLE))!r}"
+        )
     compiler = _compiler()
     libpython = _libpython()
     with tempfile.TemporaryDirectory(prefix="flashcupy-capi-") as work:
@@ -157,8 +172,8 @@ def _libpython() -> Path:
 
 def _recorded(libpython: Path, prefix: Prefix) -> str:
     """What the front is bound to: see src/python.c."""
-    path = [entry for entry in sys.path if entry and Path(entry).is_dir()]
-    names = f"recorded_version = {sys.version_info[:2]!r}\nrecorded_path = {path!r}\n"
+    version = (sys.version_info[:2], sys.abiflags)
+    names = f"recorded_version = {version!r}\nrecorded_path = {_package_folders()!r}\n"
     macros = {
         "RECORDED_PYTHON": sys.executable,
         "RECORDED_LIBPYTHON": str(libpython),
@@ -167,6 +182,14 @@ def _recorded(libpython: Path, prefix: Prefix) -> str:
         "RECORDED_NAMES": names,
     }
     return "".join(f"#define {name} {_c_string(value)}\n" for name, value in macros.items())
+
+
+def _package_folders() -> list[str]:
+    """Where the packages are that a host's own Python may lack."""
+    found = (importlib.util.find_spec(name) for name in _PACKAGES)
+    origins = [Path(spec.origin).absolute() for spec in found if spec is not None and spec.origin is not None]
+    folders = [path.parent.parent if path.name == "__init__.py" else path.parent for path in origins]
+    return list(dict.fromkeys(map(str, folders)))
 
 
 def _c_string(text: str) -> str:
@@ -211,19 +234,19 @@ def _compile_entries(compiler: list[str], folder: Path, target: Path) -> None:
 def _compile_front(compiler: list[str], folder: Path, target: Path, extra_flags: tuple[str, ...]) -> None:
     bindings = bindings_dir()
     sources = [str(path) for path in sorted((bindings / "src").glob("*.c"))]
-    includes = [f"-I{path}" for path in (bindings, folder, sysconfig.get_path("include"))]
+    includes = [f"-I{bindings}", f"-I{folder}", "-isystem", sysconfig.get_path("include")]
     link = [
         f"-Wl,-soname,libflashcupy.so.{ABI}",
-        f"-Wl,--version-script={bindings / 'src' / 'flashcupy.map'}",
+        *("-Xlinker", f"--version-script={bindings / 'src' / 'flashcupy.map'}"),
         "-Wl,-z,nodelete",  # Python stays, whoever closes the library
         "-ldl",
         "-lpthread",
     ]
-    _run([*compiler, "-std=gnu11", *_FLAGS, *_WARNINGS, *extra_flags, *includes, *sources, "-o", str(target), *link])
+    _run([*compiler, "-std=gnu11", *_FLAGS, *extra_flags, *includes, *sources, "-o", str(target), *link])
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
 

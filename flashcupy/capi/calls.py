@@ -83,10 +83,12 @@ class Calls:
     def shutdown(self) -> None:
         """Free what can be made anew. All other calls have ended, but perhaps not their work on devices."""
         for device in used_devices():
-            device.synchronize()
+            with device.on_stream(0):
+                device.synchronize()
         self.masks.destroy_all()
         for device in used_devices():
-            device.free_cached()
+            with device.on_stream(0):
+                device.free_cached()
 
     def _problem(self, reader: TensorReader, inputs: tuple[Tensor, ...], options: Any) -> AttentionProblem:
         q, k, v = (reader.required(tensor, name) for tensor, name in zip(inputs, "qkv", strict=True))
@@ -105,6 +107,9 @@ class Calls:
         dout, dlse = reader.required(tensors[5], "dout"), reader.optional(tensors[6], "dlse")
         names = AttentionGrads._fields
         grads = AttentionGrads(*map(reader.optional, tensors[7:], names))
+        for name, operand in (("dbias", "bias"), ("dsinks", "sinks")):
+            if getattr(grads, name) is not None and not getattr(options, operand):
+                raise ValueError(f"{name} is given, but options.{operand} is NULL")
         wanted = tuple(name[1:] for name, array in zip(names, grads, strict=True) if array is not None)
         return residuals, dout, dlse, wanted, bool(options.flags & DETERMINISTIC), grads
 

@@ -11,8 +11,8 @@ from flashcupy.capi.build import BuildError, Prefix, build, default_prefix
 
 def run(arguments: Namespace) -> int:
     """Run the command and return the exit status: 0, or 2 if it could not."""
-    prefix = Prefix(Path(arguments.prefix).expanduser().absolute()) if arguments.prefix else default_prefix()
     try:
+        prefix = Prefix(Path(arguments.prefix).expanduser().absolute()) if arguments.prefix else default_prefix()
         if arguments.action == "build":
             return _build(prefix)
         return _tell(prefix, cflags=arguments.cflags, libs=arguments.libs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from typing import Any
 
+from flashcupy._version import __version__
 from flashcupy.capi import log, status
 from flashcupy.capi.calls import Calls
 from flashcupy.capi.mask_calls import MaskCalls
@@ -18,8 +20,15 @@ def bind(ffi: Any) -> None:
     calls = Calls(ffi)
     masks = MaskCalls(ffi, calls.masks)
 
-    def start(sink: Any, owns_python: int) -> None:
-        log.install(sink, owns_python=bool(owns_python))
+    def start(host: Any) -> None:
+        version = ffi.string(host.version).decode()
+        if version != __version__:
+            raise ImportError(
+                f"the library was built by flashcupy {version}, and this Python has {__version__}: run 'flashcupy capi "
+                "build' anew"
+            )
+        log.install(host.log, owns_python=bool(host.owns_python))
+        atexit.register(host.python_ends)
 
     functions: dict[str, Callable[..., str | None]] = {
         "start": start,
@@ -48,7 +57,7 @@ def _entry(ffi: Any, function: Callable[..., str | None]) -> Callable[..., int]:
         try:
             text, code = function(*arguments), status.OK
         except BaseException as error:
-            text, code = status.message(error), status.of(error)
+            text, code = status.told(error)
         if text:
             _reply(ffi, reply, text)
         return MARK | code

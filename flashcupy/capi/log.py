@@ -20,10 +20,13 @@ def install(sink: Any, *, owns_python: bool) -> None:
     if os.environ.get("FLASHCUPY_DEBUG") == "1":
         _LIBRARY.setLevel(logging.DEBUG)
     if owns_python:
+        begun = getattr(sys.stderr, "getvalue", str)()  # what the start had to say, see bindings/src/python.c
         logging.getLogger().addHandler(handler)
         _LIBRARY.propagate = False
         sys.stdout, sys.stderr = _SinkStream(sink, logging.INFO), _SinkStream(sink, _ERROR)
         warnings.showwarning = _show_warning(sink)
+        for line in begun.splitlines():
+            _send(sink, _WARNING, line)
 
 
 def _send(sink: Any, level: int, text: str) -> None:

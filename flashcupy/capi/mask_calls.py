@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
-
-import numpy as np
 
 from flashcupy import arrays
 from flashcupy.arrays import HOST
 from flashcupy.block_mask import BlockMask
-from flashcupy.blocks.grid import check_block_size
+from flashcupy.blocks.grid import Grid, check_block_size
+from flashcupy.blocks.lists import BlockLists
 from flashcupy.capi.masks import MaskTable
 from flashcupy.capi.places import cuda_device, on_stream
 from flashcupy.capi.tensors import Tensor, TensorReader
 
 _DEFAULT_BLOCK = 64
-_CPU, _CUDA = 1, 2
+_ON_HOST, _ON_CUDA = (0, 1, 3), (2, 13)  # as of tensors; all zero is the CPU
 _DIMS = ("batch", "heads")
 
 
@@ -27,35 +27,38 @@ class MaskCalls:
 
     def from_blocks(self, options: Any, blocks: Tensor, stream: Any, mask: Any) -> None:
         device = _device(options)
-        with on_stream(device, self._address(stream)):
+        with self._on_stream(device, stream):
             table = TensorReader(self._ffi).required(blocks, "blocks")
             dims = (1, 1, *table.shape[:-2])[-2:]
-            batch, heads = (_agreed(options, name, extent) for name, extent in zip(_DIMS, dims, strict=True))
+            grid = _grid(options, *(_agreed(options, name, n) for name, n in zip(_DIMS, dims, strict=True)))
             if arrays.on_host(table):
-                capacity = max(options.capacity, int(np.count_nonzero(table)))
-            else:
-                capacity = options.capacity or table.size
-            new = _empty(options, device, capacity, options.partial_capacity, batch, heads)
+                made = BlockMask.from_blocks(table, **_shape(options))
+                self._add(_fixed(made.host_lists(), options, device), mask)
+                return
+            _require_device(table, device)
+            if table.shape[-2:] != (grid.nq, grid.nk):
+                raise ValueError(f"blocks has shape {table.shape}, expected (..., {grid.nq}, {grid.nk})")
+            new = _empty(grid, device, options.capacity or grid.cells, options.partial_capacity)
             self._add(BlockMask.from_blocks(table, **_shape(options), out=new), mask)
 
     def from_csr(
         self, options: Any, indptr: Tensor, indices: Tensor, partial: Tensor, bits: Tensor, stream: Any, mask: Any
     ) -> None:
         device = _device(options)
-        with on_stream(device, self._address(stream)):
+        with self._on_stream(device, stream):
             lists = self._csr(indptr, indices, partial, bits)
-            batch, heads = options.batch or 1, options.heads or 1
-            # A PARTIAL block all of whose elements are visible becomes a FULL one.
-            capacity = max(options.capacity, lists["indices"].size)
-            marked = 0 if lists["partial"] is None else int(np.count_nonzero(lists["partial"]))
-            new = _empty(options, device, capacity, max(options.partial_capacity, marked), batch, heads)
-            self._add(BlockMask.from_csr(**lists, **_shape(options), batch=batch, heads=heads, out=new), mask)
+            grid = _grid(options, options.batch or 1, options.heads or 1)
+            made = BlockMask.from_csr(**lists, **_shape(options), batch=grid.batch, heads=grid.heads)
+            self._add(_fixed(made.host_lists(), options, device), mask)
 
     def update_from_blocks(self, mask: Any, blocks: Tensor, stream: Any) -> None:
         with self._masks.using():
             out = self._masks.of_call(mask)
-            with on_stream(_device_of(out), self._address(stream)):
+            device = _device_of(out)
+            with self._on_stream(device, stream):
                 table = TensorReader(self._ffi).required(blocks, "blocks")
+                if not arrays.on_host(table):
+                    _require_device(table, device)
                 BlockMask.from_blocks(table, out.shape[2:], block_size=out.block_size, out=out)
 
     def update_from_csr(
@@ -63,7 +66,7 @@ class MaskCalls:
     ) -> None:
         with self._masks.using():
             out = self._masks.of_call(mask)
-            with on_stream(_device_of(out), self._address(stream)):
+            with self._on_stream(_device_of(out), stream):
                 batch, heads, *_ = out.shape
                 lists = self._csr(indptr, indices, partial, bits)
                 BlockMask.from_csr(
@@ -73,7 +76,10 @@ class MaskCalls:
     def check(self, mask: Any) -> None:
         with self._masks.using():
             own = self._masks.of_call(mask)
-            with on_stream(_device_of(own), 0):
+            device = _device_of(own)
+            with on_stream(device, 0):
+                if device is not None:
+                    device.synchronize()  # streams that do not wait for the legacy one may still be writing it
                 own.check()
 
     def destroy(self, mask: Any) -> None:
@@ -95,8 +101,8 @@ class MaskCalls:
     def _add(self, made: BlockMask, mask: Any) -> None:
         mask[0] = self._masks.add(made)
 
-    def _address(self, pointer: Any) -> int:
-        return int(self._ffi.cast("uintptr_t", pointer))
+    def _on_stream(self, device: Any, stream: Any) -> AbstractContextManager[Any]:
+        return on_stream(device, int(self._ffi.cast("uintptr_t", stream)), "masks")
 
 
 def _shape(options: Any) -> dict[str, Any]:
@@ -128,9 +134,9 @@ def _device(options: Any) -> Any:
     for name in ("q_len", "kv_len", "capacity", "partial_capacity", "batch", "heads"):
         if getattr(options, name) < 0:
             raise ValueError(f"{name} is {getattr(options, name)}, expected a number >= 0")
-    if kind in (0, _CPU):
+    if kind in _ON_HOST:
         return None
-    if kind != _CUDA:
+    if kind not in _ON_CUDA:
         raise ValueError(f"device_type is {kind}, expected FLASHCUPY_CPU or FLASHCUPY_CUDA_DEVICE")
     return cuda_device(ordinal, "block_mask_options")
 
@@ -139,12 +145,30 @@ def _device_of(mask: BlockMask) -> Any:
     return None if mask.device == HOST else cuda_device(int(mask.device.partition(":")[2]), "block_mask")
 
 
-def _empty(options: Any, device: Any, capacity: int, partial_capacity: int, batch: int, heads: int) -> BlockMask:
+def _grid(options: Any, batch: int, heads: int) -> Grid:
+    words = _shape(options)
+    return Grid.make(words["shape"], words["block_size"], batch, heads)
+
+
+def _require_device(table: Any, device: Any) -> None:
+    own, expected = arrays.device_name(table), HOST if device is None else device.name
+    if own != expected:
+        raise ValueError(f"blocks is on {own}, expected {expected}, where the mask is, or host memory")
+
+
+def _fixed(lists: BlockLists, options: Any, device: Any) -> BlockMask:
+    """A mask of fixed addresses with these lists, and room for what the options ask for."""
+    capacity, partial_capacity = max(options.capacity, lists.n_full), max(options.partial_capacity, lists.n_partial)
+    return _empty(lists.grid, device, capacity, partial_capacity).overwrite(lists)
+
+
+def _empty(grid: Grid, device: Any, capacity: int, partial_capacity: int) -> BlockMask:
     return BlockMask.empty(
-        **_shape(options),
-        capacity=capacity,
-        partial_capacity=partial_capacity,
-        batch=batch,
-        heads=heads,
+        (grid.seqlen_q, grid.seqlen_k),
+        block_size=grid.block_size,
+        capacity=min(capacity, grid.cells),
+        partial_capacity=min(partial_capacity, grid.cells),
+        batch=grid.batch,
+        heads=grid.heads,
         device=None if device is None else device.name,
     )

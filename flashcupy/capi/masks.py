@@ -58,8 +58,9 @@ class MaskTable:
         self._local.used = None
 
     def end(self) -> None:
-        if self._local.used:
-            self._release(self._local.used)
+        used, self._local.used = self._local.used, None
+        if used:
+            self._release(used)
 
     def of_call(self, pointer: Any) -> BlockMask:
         """The mask of a handle, held until the call ends.
@@ -85,18 +86,30 @@ class MaskTable:
     def destroy_all(self) -> None:
         with self._idle:
             entries, self._entries = list(self._entries.values()), {}
-        for entry in entries:
+        errors = [error for error in map(self._failure, entries) if error is not None]
+        if errors:
+            raise errors[0]
+
+    def _failure(self, entry: _Entry) -> BaseException | None:
+        """Free an entry; the others are freed whatever comes of it."""
+        try:
             self._free(entry)
+        except BaseException as error:
+            return error
+        return None
 
     def _free(self, entry: _Entry) -> None:
         with self._idle:
             self._idle.wait_for(lambda: entry.users == 0)
-        if entry.mask.device != arrays.HOST:
-            try:
-                placing.builder().device_named(entry.mask.device).synchronize()
-            except BaseException:
-                _still_in_flight.append(entry.mask)  # its memory may be: it is not given to anybody else
-                raise
+        if entry.mask.device == arrays.HOST:
+            return
+        device = placing.builder().device_named(entry.mask.device)
+        try:
+            with device.on_stream(0):
+                device.synchronize()
+        except BaseException:
+            _still_in_flight.append(entry.mask)  # its memory may be: it is not given to anybody else
+            raise
 
     def _release(self, used: list[_Entry]) -> None:
         with self._idle:

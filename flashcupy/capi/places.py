@@ -10,6 +10,7 @@ import numpy as np
 
 from flashcupy import arrays
 from flashcupy.arrays import HOST, Array
+from flashcupy.capi.status import NoDeviceError
 from flashcupy.spec import AttentionProblem
 
 _devices: dict[tuple[Any, int], Any] = {}
@@ -21,13 +22,20 @@ def cuda_device(ordinal: int, name: str) -> Any:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none of that number.
+    NoDeviceError
+        If there is none at all.
     """
     runtime = arrays.runtime()
     known = _devices.get((runtime, ordinal))
     if known is None:
-        if not 0 <= ordinal < runtime.count():
-            raise ValueError(f"{name} has device_id {ordinal}, expected one of {runtime.count()} CUDA devices")
+        count = runtime.count()
+        if not count:
+            raise NoDeviceError(f"{name} is on a CUDA device, and there is none, or no driver that CuPy can use")
+        if not 0 <= ordinal < count:
+            raise ValueError(
+                f"{name} has device_id {ordinal}, expected 0 to {count - 1}: there are {count} CUDA devices"
+            )
         known = _devices[runtime, ordinal] = runtime.device(ordinal)
     return known
 
@@ -37,12 +45,12 @@ def used_devices() -> list[Any]:
     return [device for (runtime, _), device in _devices.items() if runtime is arrays.runtime()] if _devices else []
 
 
-def on_stream(device: Any, stream: int) -> AbstractContextManager[Any]:
+def on_stream(device: Any, stream: int, what: str = "tensors") -> AbstractContextManager[Any]:
     """Run on a device and a stream of it; `device` is None for the host, which has none."""
     if device is not None:
         return device.on_stream(stream)
     if stream:
-        raise ValueError(f"stream is {stream:#x}, expected NULL for tensors in host memory")
+        raise ValueError(f"stream is {stream:#x}, expected NULL for {what} in host memory")
     return nullcontext()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
+import re
 import sys
 
 from flashcupy.errors import FirstUseError, KernelCompileError, NotWarmedUpError, UnsupportedError
-from flashcupy.results import AttentionGrads
 
 OK = 0
 INVALID_ARGUMENT = 1
@@ -19,6 +20,11 @@ INTERNAL = 9
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 
+
+class NoDeviceError(RuntimeError):
+    """There is no CUDA device, or no driver."""
+
+
 # The first that fits: UnsupportedError is a RuntimeError too.
 _STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (NotWarmedUpError, NOT_WARMED_UP),
@@ -27,6 +33,7 @@ _STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (UnsupportedError, UNSUPPORTED),
     (MemoryError, OUT_OF_MEMORY),
     (ImportError, PYTHON),
+    (NoDeviceError, CUDA),
     (TypeError, INVALID_ARGUMENT),
     (ValueError, INVALID_ARGUMENT),
 )
@@ -34,12 +41,25 @@ _STATUSES: tuple[tuple[type[BaseException], int], ...] = (
 # What the Python calls say, and the header.
 _WORDS = (
     ("residuals.", ""),
-    *((f"out.{name}", name) for name in AttentionGrads._fields),
-    ("out holds", "block_mask holds"),
+    (r"\bout\.(d[qkv]|dbias|dsinks)\b", r"\1"),
     ("lse_out", "lse"),
+    ("out holds", "block_mask holds"),
+    ("out must be", "block_mask must be"),
+    ("seed is an array", "seed_words is an array"),
+    ("(mask|bias)=", r"\1"),
+    (", or None for no cap", ""),
     ("flashcupy.warmup", "flashcupy_warmup"),
     ("with the same arguments, or build the mask once,", "with the same arguments"),
+    (r"\b(is|was) None\b", r"\1 NULL"),
 )
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """The text and the status of an exception; never raises."""
+    try:
+        return message(error), of(error)
+    except BaseException as another:
+        return f"{type(error).__name__}, and {type(another).__name__} in telling it", INTERNAL
 
 
 def of(error: BaseException) -> int:
@@ -51,9 +71,12 @@ def of(error: BaseException) -> int:
 
 def message(error: BaseException) -> str:
     """What to tell of an exception; where it should not have come at all, its type and place too."""
+    if isinstance(error, KeyboardInterrupt):
+        _thread.interrupt_main()  # for the Python that runs the host, once the call has returned
+        return "interrupted by a signal to the host's Python (KeyboardInterrupt)"
     text = str(error)
     for python, c in _WORDS:
-        text = text.replace(python, c)
+        text = re.sub(python, c, text)
     if of(error) != INTERNAL:
         return text or type(error).__name__
     place = error.__traceback__
@@ -64,8 +87,11 @@ def message(error: BaseException) -> str:
 
 
 def _of_cuda(error: BaseException) -> bool:
-    if "cupy" not in sys.modules:
+    """Whether CuPy raised it for an error of the runtime or the driver; nothing is imported to find out."""
+    cupy = sys.modules.get("cupy")
+    if cupy is None or not isinstance(error, RuntimeError):
         return False
-    from flashcupy.cuda.cupy_device import cuda_errors
-
-    return isinstance(error, cuda_errors())
+    try:
+        return isinstance(error, (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError))
+    except AttributeError:  # half imported, or too old
+        return False

@@ -61,7 +61,12 @@ class TensorReader:
             pointer = self._standing_in * NOWHERE
         pointer += tensor.byte_offset
         item = dtype.itemsize
-        own = None if strides is None else tuple([stride * item for stride in strides])
+        if math.prod([extent or 1 for extent in shape]) * item >= _END:
+            raise ValueError(f"{name} has shape {shape}, expected less than 2**63 bytes")
+        own = None
+        if strides is not None and 0 not in shape:
+            # Of one element along an axis the stride does not count, whatever it is.
+            own = tuple([stride * item if extent > 1 else item for stride, extent in zip(strides, shape, strict=True)])
         low, high = _span(pointer, shape, own, item)
         if low < 0 or high >= _END:
             raise ValueError(f"{name} reaches from address {low} to {high}, expected less than 2**63 bytes")

@@ -126,13 +126,14 @@ def _own_context(driver: Any) -> Iterator[None]:
     """Restore the thread's context: the runtime restores the device, which selects the device's primary context."""
     try:
         before = driver.ctxGetCurrent()
-    except driver.CUDADriverError:  # the driver is not even initialised
-        before = 0
+    except driver.CUDADriverError:  # the driver is not even initialised: there is nothing to go back to
+        yield
+        return
     try:
         yield
     finally:
-        if before and driver.ctxGetCurrent() != before:
-            driver.ctxSetCurrent(before)
+        if driver.ctxGetCurrent() != before:
+            driver.ctxSetCurrent(before)  # 0, for a thread that had none, unsets it
 
 
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
@@ -183,8 +184,11 @@ class CupyDevice:
     @contextmanager
     def on_stream(self, stream: int) -> Iterator[None]:
         cuda = _cupy().cuda
-        with _own_context(cuda.driver), self.scope(), self._stream(stream):
-            yield
+        with _own_context(cuda.driver), self.scope():
+            # CuPy does not where this is the device already: another context of it, which somebody pushed, would stay.
+            cuda.runtime.setDevice(self.ordinal)
+            with self._stream(stream):
+                yield
 
     def _stream(self, stream: int) -> Any:
         cuda = _cupy().cuda
@@ -221,7 +225,6 @@ class CupyDevice:
             return _cupy().array(own.reshape(-1)).reshape(own.shape)
 
     def overwrite(self, target: Array, content: np.ndarray) -> None:
-        # From pageable memory the copy has left the source when it returns.
         with self.scope():
             target.set(content)
 

@@ -75,7 +75,7 @@ class Device(Protocol):
         ...
 
     def overwrite(self, target: Array, content: np.ndarray) -> None:
-        """Copy a host array over a row-major one of its shape and dtype, in stream order. Not while capturing."""
+        """Copy a host array, unchanged until the stream has passed it, over a row-major one of its shape and dtype."""
         ...
 
     def to_host(self, array: Array) -> np.ndarray:

@@ -60,7 +60,7 @@ class DeviceBuffers:
             self._captured |= self.device.is_capturing()
 
     def rewrite(self, lists: BlockLists) -> None:
-        """Copy lists of the host, for which there is room, in stream order.
+        """Copy lists of the host, for which there is room, in stream order; the device is waited for.
 
         Raises
         ------
@@ -84,7 +84,9 @@ class DeviceBuffers:
                 self._columns.overwrite(columns, last_first=False)
             else:
                 self._columns = DeviceLists.from_host(self.device, columns, transposed=True)
-                self.device.synchronize()  # once: calls on other streams use them too
+            # Calls on other streams may use what is new, and where a GPU reads the host's memory by itself, copies have
+            # not left it before.
+            self.device.synchronize()
             self._source, self._columns_written = None, not self.keeps_columns
 
     @property

@@ -53,6 +53,10 @@ def empty(device: str, grid: Grid, capacity: int, partial_capacity: int, transpo
     """Make a mask that lists nothing, at fixed addresses."""
     own = device_named(device)
     with own.scope():
+        if own.is_capturing():
+            raise NotWarmedUpError(
+                "a block_mask of fixed addresses cannot be made while a graph is captured: make it before the capture"
+            )
         return DeviceBuffers(own, grid, capacity, partial_capacity, transposed=transposed, fixed=True)
 
 

@@ -85,6 +85,30 @@ static void threads(void) {
     printf("threads: %d errors\n", sum);
 }
 
+static volatile int go_on = 1;
+
+static void *without_pause(void *errors) {
+    while (go_on)
+        if (attend(NULL)) ++*(int *)errors;
+    return NULL;
+}
+
+/* Calls overlap all the time, and a shutdown comes through all the same. */
+static void shutdown_during_calls(void) {
+    pthread_t running[4];
+    int errors[4] = {0}, sum = 0;
+    alarm(60); /* ends the process, and the test with it */
+    for (int i = 0; i < 4; ++i) pthread_create(&running[i], NULL, without_pause, &errors[i]);
+    usleep(200000);
+    for (int i = 0; i < 3; ++i) say("shutdown", shut_down());
+    go_on = 0;
+    for (int i = 0; i < 4; ++i) {
+        pthread_join(running[i], NULL);
+        sum += errors[i];
+    }
+    printf("calls: %d errors\n", sum);
+}
+
 static void on_message(void *user, int32_t level, const char *message) {
     printf("message %d for %s: %s; calling from it: %s\n", (int)level, (char *)user, message,
            status_string(attend(NULL)));
@@ -111,6 +135,12 @@ int main(int argc, char **argv) {
         threads();
         say("shutdown", shut_down());
         threads();
+    } else if (!strcmp(what, "shutdown")) {
+        shutdown_during_calls();
+    } else if (!strcmp(what, "chdir")) {
+        if (chdir("/")) return 5;
+        say("first", attend(NULL));
+        say("second", attend(NULL));
     } else if (!strcmp(what, "log")) {
         flashcupy_options options = {0};
         options.struct_size = sizeof options;
