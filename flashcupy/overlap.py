@@ -13,19 +13,21 @@ _WORK = 100_000
 
 
 def require_no_overlap(array: Array, name: str, others: Iterable[tuple[str, Array | None]]) -> None:
+    host = on_host(array)
+    low, high = (0, 0) if host else _bounds(array)
     for other_name, other in others:
-        if other is not None and overlap(array, other):
+        if other is None or on_host(other) != host:
+            continue
+        if not host:
+            other_low, other_high = _bounds(other)
+            if low >= other_high or other_low >= high:
+                continue
+        if _overlap(array, other):
             raise ValueError(f"{name} shares memory with {other_name}, expected memory of its own")
 
 
-def overlap(a: Array, b: Array) -> bool:
-    if on_host(a) != on_host(b):
-        return False
+def _overlap(a: Array, b: Array) -> bool:
     if not on_host(a):
-        low, high = _bounds(a)
-        other_low, other_high = _bounds(b)
-        if low >= other_high or other_low >= high:
-            return False
         a, b = _Extents(a).as_numpy(), _Extents(b).as_numpy()
     try:
         return np.shares_memory(a, b, max_work=_WORK)  # type: ignore[arg-type]  # the stub knows only -1 and 0

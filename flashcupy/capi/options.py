@@ -36,6 +36,7 @@ class OptionsReader:
         first = ffi.typeof("flashcupy_options").fields
         fields = {name: (field.offset, field.offset + ffi.sizeof(field.type)) for name, field in first}
         self._plain = slice(0, fields["mask"][0])
+        self._pointers = slice(fields["mask"][0], fields["cu_seqlens_k"][1])
         self._longest = slice(fields["max_seqlen_q"][0], fields["max_seqlen_k"][1])
         self._kept: dict[bytes, dict[str, Any]] = {}
 
@@ -56,18 +57,22 @@ class OptionsReader:
                 self._kept.clear()
             self._kept[key] = plain
         words = {**plain, **_NO_TENSORS}
+        if any(content[self._pointers]):
+            self._read_tensors(options, reader, words)
+        if options.block_mask:
+            words["block_mask"] = self._masks.of_call(options.block_mask)
+        if words["dropout"] and words["seed"] is None:
+            raise ValueError("dropout is not 0, expected a seed: FLASHCUPY_HAS_SEED or seed_words")
+        return words
+
+    def _read_tensors(self, options: Any, reader: TensorReader, words: dict[str, Any]) -> None:
         for names, read in ((_LARGE, reader.optional), (_VECTORS, reader.vector), (_NUMBERS, reader.numbers)):
             for name in names:
                 tensor = getattr(options, name)
                 if tensor:
                     words[name] = read(tensor, name)
-        if options.block_mask:
-            words["block_mask"] = self._masks.of_call(options.block_mask)
         if options.seed_words:
             words["seed"] = _seed_words(words["seed"], reader.numbers(options.seed_words, "seed_words"))
-        if words["dropout"] and words["seed"] is None:
-            raise ValueError("dropout is not 0, expected a seed: FLASHCUPY_HAS_SEED or seed_words")
-        return words
 
 
 def _plain_values(options: Any) -> dict[str, Any]:
