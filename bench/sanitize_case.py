@@ -1,12 +1,17 @@
 """A small set of calls for compute-sanitizer: every kind of kernel on sizes that do not fit its tiles.
 
-``compute-sanitizer --tool memcheck python -m bench.sanitize_case``
+``compute-sanitizer --tool memcheck python -m bench.sanitize_case``, after ``python -m bench.sanitize_case --jobs 16``
+without a tool, which compiles the kernels.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,7 @@ import numpy as np
 from bench.gpu import operands as make_operands
 from bench.gpu.candidates import ours
 from bench.gpu.device import Gpu
-from bench.gpu.measure import LARGEST_ERROR, largest_error
+from bench.gpu.measure import LARGEST_ERROR, largest_error, reason
 from bench.gpu.options import OPTIONS
 from bench.gpu.pattern import Pattern
 from bench.gpu.problem import Problem
@@ -38,25 +43,36 @@ def problems() -> Iterator[Problem]:
     yield replace(square, batch=1, sequences=(64, 1, 132), causal=True)
 
 
-def run(gpu: Gpu) -> int:
-    """Run every problem forward and backward; 1 where a result is wrong."""
-    wrong = 0
-    for problem in problems():
-        for direction in ("forward", "backward"):
-            wrong += not _right(replace(problem, direction=direction), gpu)
-    return int(wrong > 0)
+def run(gpu: Gpu, jobs: int = 1) -> int:
+    """Run every problem forward and backward, `jobs` at a time; 1 where a result is wrong or missing."""
+    every = [
+        problem
+        for one in problems()
+        for problem in (replace(one, direction="forward"), replace(one, direction="backward"))
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        return int(not all(list(pool.map(partial(_right, gpu=gpu), every))))
 
 
 def _right(problem: Problem, gpu: Gpu) -> bool:
+    """Print how a problem went, and return whether it went well; an exception does not keep the others from running."""
+    try:
+        error = _error(problem, gpu)
+    except Exception as raised:
+        print(f"FAILED {problem.direction} {problem.name}: {reason(raised)}", flush=True)
+        return False
+    right = error <= LARGEST_ERROR[problem.dtype]
+    print(f"{'ok   ' if right else 'WRONG'} {error:.1e}  {problem.direction} {problem.name}", flush=True)
+    return right
+
+
+def _error(problem: Problem, gpu: Gpu) -> float:
     # All but our own kernels happens on the host: the tool is slow, and finds fault with other libraries' kernels too.
     operands = make_operands.make(problem, np)
     prepared = ours.prepare(problem, make_operands.moved(operands, gpu.xp), gpu)
     result = {name: to_host(array) for name, array in prepared.head(prepared.call()).items()}
     wanted = expected(problem, operands)
-    error = 0.0 if wanted is None else largest_error(np, result, wanted)
-    right = error <= LARGEST_ERROR[problem.dtype]
-    print(f"{'ok   ' if right else 'WRONG'} {error:.1e}  {problem.direction} {problem.name}", flush=True)
-    return right
+    return 0.0 if wanted is None else largest_error(np, result, wanted)
 
 
 def to_host(array: Any) -> Any:
@@ -66,13 +82,41 @@ def to_host(array: Any) -> Any:
     return array.view(f"u{array.itemsize}").get().view(array.dtype)
 
 
-def main() -> int:
+def probe() -> int:
+    """Launch an empty kernel: where that does not work under the tool, nothing will."""
+    import cupy
+
+    cupy.RawKernel('extern "C" __global__ void empty() {}', "empty")((1,), (32,), ())
+    cupy.cuda.Device().synchronize()
+    return 0
+
+
+def set_environment() -> None:
+    """Let a kernel that does not work be told, and nothing be kept of the run, unless the caller wants it otherwise.
+
+    Results are compared here, so first-use checks would only take the tool's time. A run that is killed in one leaves
+    the marker of a death, and two of them condemn the kernel.
+    """
+    os.environ.setdefault("FLASHCUPY_CHECK", "off")
+    os.environ.setdefault("FLASHCUPY_FALLBACK", "error")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sanitize_case", description="Calls for compute-sanitizer.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="calls at a time, to compile on that many cores (default: 1)"
+    )
+    parser.add_argument("--probe", action="store_true", help="launch an empty kernel instead")
+    arguments = parser.parse_args(argv)
+    if arguments.probe:
+        return probe()
+    set_environment()
     from bench.gpu.device import CupyGpu
 
     gpu: Any = CupyGpu()
     # One allocation of the driver for each array: in a pool's larger chunk a write past the end would stay unseen.
     gpu.xp.cuda.set_allocator(None)
-    return run(gpu)
+    return run(gpu, arguments.jobs)
 
 
 if __name__ == "__main__":

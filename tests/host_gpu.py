@@ -28,5 +28,8 @@ class HostGpu:
     def capture(self, call):
         return call
 
+    def state(self):
+        return {"sm_mhz": 1980, "celsius": 45}
+
     def release(self):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from host_gpu import HostGpu
-from oracles import nvrtc_library
 
 import flashcupy
-from bench import environment
 from bench.gpu import __main__ as command
-from bench.gpu import facts, limits, operands, report, small
+from bench.gpu import limits, operands, report, small
 from bench.gpu.candidates import naive, ours
 from bench.gpu.candidates.base import Candidate, Prepared, UnavailableError
 from bench.gpu.measure import GpuRow, largest_error, measure
@@ -304,6 +303,14 @@ def test_a_row_in_the_table():
     ]
 
 
+def test_a_row_says_what_the_device_was_like():
+    row = GpuRow("g", "n", {OURS: [1e-3] * 3}, {}, TINY.record(), 1e9, state={"sm_mhz": 1980, "celsius": 45})
+    assert report.table([row], {}).splitlines()[2:4] == [
+        "**n**  ",
+        "after it the device was at 1980 MHz and 45 degrees Celsius",
+    ]
+
+
 def test_results_alone_stand_beside_the_peak():
     row = GpuRow("g", "n", {OURS: [1e-3] * 3}, {OURS: 3 << 20}, TINY.record(), 1e9, result_bytes=3 << 19)
     lines = report.table([row], {}).splitlines()
@@ -331,6 +338,17 @@ def test_the_list_needs_no_gpu(capsys):
     assert capsys.readouterr().out.startswith("block-sparse forward: bfloat16 D=128")
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "error"), ("warn", "warn")])
+def test_another_family_does_not_serve_in_the_place_of_the_one_a_row_names(monkeypatch, tmp_path, given, used):
+    monkeypatch.setenv("FLASHCUPY_FALLBACK", given or "")
+    if given is None:
+        monkeypatch.delenv("FLASHCUPY_FALLBACK")
+    monkeypatch.setattr(command, "CupyGpu", HostGpu)
+    monkeypatch.setattr(command, "run", lambda *arguments: [])
+    assert command.main(["fwd", "--output", str(tmp_path)]) == 0
+    assert os.environ["FLASHCUPY_FALLBACK"] == used
+
+
 def test_rows_are_chosen_by_their_names(capsys):
     assert command.main(["matrix", "--list", "--match", "float32 D=64.*S=512 causal"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -345,53 +363,3 @@ def test_the_output_folder_must_be_named(capsys):
     with pytest.raises(SystemExit):
         command.main(["fwd"])
     assert "--output names no folder" in capsys.readouterr().err
-
-
-# Facts and limits
-
-
-def test_the_commit_can_be_given(monkeypatch):
-    monkeypatch.setenv("FLASHCUPY_COMMIT", "0123abc")
-    assert environment.commit() == "0123abc"
-
-
-def test_nvidia_smi_is_read(monkeypatch):
-    answer = ", ".join(f"value {i}" for i in range(len(facts.QUERY)))
-    monkeypatch.setattr(facts, "_output", lambda command: f"{answer}\n")
-    assert facts.smi()["name"] == "value 0"
-    assert facts.smi()["driver_version"] == "value 1"
-    monkeypatch.setattr(facts, "_output", lambda command: None)
-    assert facts.smi() == {}
-
-
-def test_the_environment_is_written_without_a_gpu(tmp_path, capsys):
-    assert command.main(["env", "--output", str(tmp_path / "new")]) == 0
-    written = json.loads((tmp_path / "new" / "result.json").read_text())
-    assert written["versions"]["numpy"] == np.__version__
-    assert "gpu" in written
-
-
-def test_a_limit_that_cannot_be_measured_says_why():
-    def broken():
-        raise RuntimeError("no such thing")
-
-    values = iter(range(100))
-    found = [limits.measured("counts", "GB/s", lambda: float(next(values))), limits.measured("broken", "us", broken)]
-    assert found[0].samples == tuple(range(1, 11))
-    lines = limits.table(found).splitlines()
-    assert lines[2] == "| counts | 5.5 | 1..10 | GB/s |"
-    assert lines[3].startswith("| broken | | | RuntimeError: no such thing")
-
-
-def test_the_matmul_rate_counts_two_per_product(monkeypatch):
-    class Gpu(HostGpu):
-        def sample(self, call):
-            return 1e-3
-
-    monkeypatch.setattr(limits, "_has_torch", lambda: False)
-    monkeypatch.setitem(limits.MATMUL_SIZES, "float32", 100)
-    assert limits.matmul_rates(Gpu(), {"float32", "bfloat16"}) == {"float32": pytest.approx(2e6 / 1e-3 * 1e-12)}
-
-
-def test_the_l2_reader_compiles():
-    assert nvrtc_library(12).compile(limits.L2_READER, "sm_90a").usage["read_l2"].spill_stores == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,15 +13,17 @@ from host_gpu import HostGpu
 from oracles import oracle
 
 import flashcupy
-from bench import sanitize_case
+from bench import compile_cases, sanitize_case
 from bench.gpu import operands
-from bench.gpu.candidates import brought, jax_cudnn, masks, naive, ours, torch_flex, torch_sdpa
+from bench.gpu.candidates import brought, jax_cudnn, masks, naive, ours, torch_flex, torch_sdpa, torch_tools
 from bench.gpu.candidates.base import UnavailableError
 from bench.gpu.measure import largest_error, reason
 from bench.gpu.pattern import Pattern
 from bench.gpu.predicted import ran_backward
 from bench.gpu.problem import Problem
 from bench.gpu.reference import expected
+from flashcupy.cuda.first_use import Case
+from flashcupy.cuda.first_use_plain import PlainCase
 
 TINY = Problem("forward", "float32", 2, 4, 48, 48, 16, 4)
 DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "backward", "forward + backward"])
@@ -188,6 +192,112 @@ def test_a_peer_whose_file_was_not_brought_is_missing(monkeypatch, tmp_path):
 def test_the_sanitized_calls_are_right(capsys):
     assert sanitize_case.run(HostGpu()) == 0
     assert "WRONG" not in capsys.readouterr().out
+
+
+def test_sanitized_calls_run_at_once_where_they_only_compile(monkeypatch, capsys):
+    few = [replace(TINY, causal=causal) for causal in (False, True)]
+    monkeypatch.setattr(sanitize_case, "problems", lambda: iter(few))
+    assert sanitize_case.run(HostGpu(), jobs=4) == 0
+    assert capsys.readouterr().out.count("ok ") == 4
+
+
+def test_a_sanitized_call_that_fails_does_not_keep_the_others_from_running(monkeypatch, capsys):
+    def refuses(q, k, v, **arguments):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(flashcupy, "attention", refuses)
+    monkeypatch.setattr(sanitize_case, "problems", lambda: iter([TINY]))
+    assert sanitize_case.run(HostGpu()) == 1
+    failed, right = capsys.readouterr().out.splitlines()
+    assert failed.startswith("FAILED forward float32 D=16 B=2 H=4 S=48: RuntimeError: no such kernel")
+    assert right.startswith("ok ")
+
+
+@pytest.mark.parametrize("name", ["FLASHCUPY_CHECK", "FLASHCUPY_FALLBACK"])
+def test_sanitized_calls_leave_no_markers_and_name_the_kernel_that_fails(monkeypatch, name):
+    expected_values = {"FLASHCUPY_CHECK": "off", "FLASHCUPY_FALLBACK": "error"}
+    for variable in expected_values:
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv(name, "given")
+    sanitize_case.set_environment()
+    assert {variable: os.environ[variable] for variable in expected_values} == {**expected_values, name: "given"}
+
+
+def test_the_cases_of_the_check_are_launched_and_who_fails_is_named(monkeypatch, capsys):
+    asked = []
+
+    def compute(case, device):
+        asked.append((case.name, device))
+        if case.dtype == "float16":
+            raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Case, "compute", compute)
+    cases = [Case("float32", 64, 64), PlainCase("combine", "float"), Case("float16", 64, 64, wanted=("q",))]
+    assert compile_cases.compile_cases(cases, "the device", 2) == 1
+    assert sorted(asked) == [("float16-d64-v64-bwd-q", "the device"), ("float32-d64-v64-fwd", "the device")]
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("float16-d64-v64-bwd-q: RuntimeError: no such kernel")
+    assert last == "2 cases, 1 failed"
+
+
+@DIRECTIONS
+def test_all_of_a_captured_call_happens_on_the_stream_of_its_capture(monkeypatch, direction):
+    """Autograd runs a backward where its forward ran, and remembers of a leaf where that was first used."""
+    torch = oracle("torch")
+    streams, log = ["default"], []
+
+    @contextmanager
+    def on(stream):
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    @contextmanager
+    def graph(graph, *, stream):
+        log.append("capture")
+        with on(stream):
+            yield
+
+    class Side:
+        def wait_stream(self, other):
+            pass
+
+        def synchronize(self):
+            pass
+
+    fakes = {
+        "Stream": Side,
+        "stream": on,
+        "graph": graph,
+        "current_stream": lambda: None,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: log.append("replay")),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    leaves = []
+
+    def attention(q, k, v):
+        log.append(streams[-1])
+        leaves.append(q)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        if out.requires_grad:
+            out.register_hook(lambda grad: log.append(streams[-1]))
+        return out
+
+    problem = replace(TINY, direction=direction)
+    prepared = torch_tools.prepare_call(problem, operands.make(problem, np), attention, capture=torch_tools.capture)
+    prepared.call()
+    before = len(log)
+    assert set(log) == {"default"}
+    prepared.capture(prepared.call)()
+    assert log[-1] == "replay"
+    assert log.count("capture") == 1
+    side = log[before]
+    assert isinstance(side, Side)
+    assert set(log[before:]) == {side, "capture", "replay"}
+    if direction != "forward":
+        assert leaves[0] is not leaves[-1]
 
 
 def test_a_wrong_sanitized_call_is_told(monkeypatch, capsys):

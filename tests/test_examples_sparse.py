@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
-import block_patterns
-import block_topk
 import numpy as np
 import pytest
-from block_patterns import gallery, near_cube, tile_order
-from block_topk import TopBlocks, all_blocks, last_blocks, visited
-from recall_task import HEADS, KV_HEADS, VALUES, RecallModel, Task
 
 import flashcupy
+
+try:
+    import block_patterns
+    import block_topk
+    from block_patterns import gallery, near_cube, tile_order
+    from block_topk import TopBlocks, all_blocks, last_blocks, visited
+    from recall_task import HEADS, KV_HEADS, VALUES, RecallModel, Task
+except SystemExit as error:  # an example without its packages says so and ends
+    pytest.skip(str(error), allow_module_level=True)
 
 N, BLOCK = 320, 16
 I, J = np.arange(N)[:, None], np.arange(N)[None]  # noqa: E741  (the formulas' own names)

@@ -10,7 +10,9 @@ from wrong_kernels import Wrong
 
 import flashcupy as fc
 from flashcupy import reference
-from flashcupy.cuda import config_generic, table_sm80
+from flashcupy.cuda import compile as compiling
+from flashcupy.cuda import config_generic, serve, table_sm80
+from flashcupy.cuda.launch import PlanCache
 from flashcupy.errors import FirstUseError, NotWarmedUpError
 
 pytestmark = pytest.mark.gpu
@@ -89,8 +91,9 @@ def test_a_graph_chooses_its_blocks_anew(cp):
             mask.check()
 
 
-def test_what_is_new_under_capture_is_refused(cp, monkeypatch, tmp_path):
-    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+def test_what_is_new_under_capture_is_refused(cp, monkeypatch):
+    monkeypatch.setattr(compiling, "_slots", {})  # as in a new process, whatever earlier tests have loaded
+    monkeypatch.setattr(serve, "_plans", PlanCache())
     q = cp.asarray(_normal(1, 2, 70, 24))
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def forget(monkeypatch):
 
 
 CHECKER = """
-import os, sys
+import os, sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fake_device import FakeDevice
@@ -55,6 +56,20 @@ def test_one_death_during_a_check_is_forgiven(kernel, tmp_path, death):
     ensure(DEVICE, [kernel], check)
     assert check.calls == 1
     assert verdicts.is_checked(DEVICE, [kernel])
+
+
+def test_a_process_that_is_interrupted_takes_its_marker_back(kernel, tmp_path):
+    for _ in range(2):
+        process = start_checker(tmp_path, "time.sleep(60)")
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)  # what `timeout --signal=INT` sends
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert not verdict_files(tmp_path)
+    check = Check()
+    ensure(DEVICE, [kernel], check)
+    assert check.calls == 1
 
 
 def test_a_second_death_condemns_the_kernel(kernel, tmp_path):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from bench.gpu import nvml
 from bench.harness import Call
 
 # Far beyond any L2. Clearing it also keeps the device busy for some hundred microseconds, in which the host enqueues
@@ -33,6 +34,10 @@ class Gpu(Protocol):
 
     def capture(self, call: Call) -> Call:
         """Record a call in a CUDA graph, and return its replay."""
+        ...
+
+    def state(self) -> dict[str, int]:
+        """Return the device's clock and temperature now, as `bench.gpu.nvml.state` does."""
         ...
 
     def release(self) -> None:
@@ -89,6 +94,9 @@ class CupyGpu:
             graph.launch(self.xp.cuda.get_current_stream())
 
         return replay
+
+    def state(self) -> dict[str, int]:
+        return nvml.state(self.xp.cuda.Device().pci_bus_id)
 
     def release(self) -> None:
         import sys

@@ -23,8 +23,9 @@ QUERY = (
     "clocks.max.mem",
     "power.limit",
     "temperature.gpu",
-    "clocks_throttle_reasons.active",
 )
+# By their names in newer drivers and in older ones, which refuse each other's.
+THROTTLING = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 
 
 def facts() -> dict[str, Any]:
@@ -41,24 +42,41 @@ def facts() -> dict[str, Any]:
 
 
 def smi() -> dict[str, str]:
-    """Return what nvidia-smi says of the first GPU; empty where it is missing or fails."""
-    listing = _output(["nvidia-smi", "-i", "0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"])
+    """Return what nvidia-smi says of the first GPU; empty where it is missing or fails.
+
+    One field that it does not know makes it refuse the whole query: then each is asked for alone.
+    """
+    found = _queried(QUERY)
+    if not found:
+        for field in QUERY:
+            found |= _queried((field,))
+    if not found:
+        return {}
+    return found | next(filter(None, (_queried((field,)) for field in THROTTLING)), {})
+
+
+def _queried(fields: tuple[str, ...]) -> dict[str, str]:
+    listing = _output(["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
     values = [value.strip() for value in (listing or "").split(",")]
-    return dict(zip(QUERY, values, strict=True)) if len(values) == len(QUERY) else {}
+    return dict(zip(fields, values, strict=True)) if listing and len(values) == len(fields) else {}
 
 
 def properties() -> dict[str, Any]:
-    """Return what CuPy says of the device and the versions it uses; the reason where it cannot."""
+    """Return what CuPy says of the device and the versions it uses; the reason where it cannot.
+
+    The name is here too: nvidia-smi may be missing, and numbers the GPUs in its own way.
+    """
     try:
         import cupy
         from cupy.cuda import nvrtc, runtime
 
         found = runtime.getDeviceProperties(cupy.cuda.Device().id)
         return {
+            "name": found["name"].decode(),
             "compute_capability": f"{found['major']}.{found['minor']}",
-            "multiprocessors": found["multiProcessorCount"],
-            "l2_bytes": found["l2CacheSize"],
-            "shared_memory_optin": found["sharedMemPerBlockOptin"],
+            "multiprocessors": found.get("multiProcessorCount"),
+            "l2_bytes": found.get("l2CacheSize"),
+            "shared_memory_optin": found.get("sharedMemPerBlockOptin"),
             "cuda_runtime": runtime.runtimeGetVersion(),
             "cuda_driver": runtime.driverGetVersion(),
             "nvrtc": ".".join(map(str, nvrtc.getVersion())),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.gpu.device import Gpu
 from bench.gpu.measure import reason
 
 SAMPLES = 10
+WARM_SECONDS = 0.5  # an idle device has the clock of one, and takes a while to raise it
 MATMUL_SIZES = {"bfloat16": 8192, "float16": 8192, "tf32": 8192, "float32": 4096, "float64": 4096}
 LAUNCHES = 1000
 L2_BYTES = 16 << 20
@@ -35,12 +36,13 @@ extern "C" __global__ void read_l2(const float4* data, float* sink, int count, i
 
 @dataclass(frozen=True)
 class Limit:
-    """One figure: the median of the samples, or why there is none."""
+    """One figure: the median of the samples, or why there is none; `state` is what the device was like."""
 
     name: str
     unit: str
     samples: tuple[float, ...] = ()
     missing: str = ""
+    state: dict[str, int] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -82,9 +84,17 @@ def matmul(gpu: Gpu, name: str) -> Limit:
 
     def prepared() -> Callable[[], float]:
         product = _torch_product(name, size) if _has_torch() else _cupy_product(gpu.xp, name, size)
+        _warm_up(gpu, product)
         return lambda: flops / gpu.sample(product) * 1e-12
 
-    return measured(f"matmul {name} {size}", "TFLOP/s", _once(prepared))
+    return replace(measured(f"matmul {name} {size}", "TFLOP/s", _once(prepared)), state=gpu.state())
+
+
+def _warm_up(gpu: Gpu, call: Callable[[], Any]) -> None:
+    end = time.perf_counter() + WARM_SECONDS
+    while time.perf_counter() < end:
+        call()
+        gpu.synchronize()
 
 
 def _once(prepare: Callable[[], Callable[[], float]]) -> Callable[[], float]:

@@ -42,6 +42,8 @@ class GpuRow(Row):
         What served each candidate's call, where its library tells.
     missing
         Why a candidate was not timed.
+    state
+        Clock and temperature of the device right after the last round.
     """
 
     problem: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class GpuRow(Row):
     clocks: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    state: dict[str, int] = field(default_factory=dict)
 
     def tflops(self, candidate: str) -> float:
         """Return the median rate in TFLOP/s."""
@@ -94,6 +97,7 @@ def measure(
     timers = {name: sample for name, sample in timers.items() if name not in row.missing}
     row.seconds.update({name: [] for name in timers})
     take_turns(timers, row.seconds, ROUNDS, budget_seconds)
+    row.state.update(gpu.state())
     for name in row.missing.keys() & row.seconds.keys():
         del row.seconds[name]
     ready.clear()

@@ -59,7 +59,8 @@ def table(rows: Sequence[GpuRow], rates: dict[str, float]) -> str:
         parts.append(f"## {group}")
         timed = [row for row in rows if row.group == group and row.seconds]
         parts += [
-            f"**{row.name}**{_verdict(row)}{_results(row)}{_kernel(row)}\n\n{_row_table(row, rates)}" for row in timed
+            f"**{row.name}**{_verdict(row)}{_results(row)}{_kernel(row)}{_state(row)}\n\n{_row_table(row, rates)}"
+            for row in timed
         ]
     return "\n\n".join(parts)
 
@@ -79,6 +80,13 @@ def _results(row: GpuRow) -> str:
 
 def _kernel(row: GpuRow) -> str:
     return f"  \n{OURS} runs {row.kernels[OURS]}" if OURS in row.kernels else ""
+
+
+def _state(row: GpuRow) -> str:
+    """Say what the device was like."""
+    units = {"sm_mhz": "MHz", "celsius": "degrees Celsius"}
+    told = " and ".join(f"{value} {units[name]}" for name, value in row.state.items())
+    return f"  \nafter it the device was at {told}" if told else ""
 
 
 def _row_table(row: GpuRow, rates: dict[str, float]) -> str:

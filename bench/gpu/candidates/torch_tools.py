@@ -35,14 +35,13 @@ def prepare_call(
     *,
     packed_heads: bool = False,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    capture: Callable[[Call], Call] | None = None,
+    capture: Callable[[Callable[[], Call]], Call] | None = None,
 ) -> Prepared:
     """Prepare `attention` forward, its backward alone through autograd, or both.
 
     `packed_heads` is for libraries whose own layout is (batch, length, heads, head_dim): they get contiguous copies.
+    `capture` gets what prepares the call anew, as the function of that name here does.
     """
-    import torch
-
     tensors = [to_torch(x) for x in (operands.q, operands.k, operands.v, operands.dout)]
     if packed_heads:
         tensors = [x.transpose(1, 2).contiguous() for x in tensors]
@@ -54,24 +53,41 @@ def prepare_call(
         heads = [x[-1, :, -1] if packed_heads else x[-1, -1] for x in result]
         return {name: from_torch(operands.xp, x) for name, x in zip(names, heads, strict=True)}
 
-    if problem.direction == "forward":
+    def prepare() -> Call:
+        if problem.direction == "forward":
+            return _forward(attention, inputs)
+        return _backward(attention, inputs, dout, around, alone=problem.direction == "backward")
 
-        def forward() -> Any:
-            with torch.no_grad():
-                return (attention(*inputs),)
+    return Prepared(prepare(), head, around, peak, None if capture is None else lambda _: capture(prepare))
 
-        return Prepared(forward, head, around, peak, capture)
 
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    if problem.direction == "forward + backward":
+def _forward(attention: Attention, inputs: Sequence[Any]) -> Call:
+    import torch
 
-        def both() -> Any:
-            return torch.autograd.grad(attention(*inputs), inputs, dout)
+    def forward() -> Any:
+        with torch.no_grad():
+            return (attention(*inputs),)
 
-        return Prepared(both, head, around, peak, capture)
+    return forward
+
+
+def _backward(
+    attention: Attention,
+    inputs: Sequence[Any],
+    dout: Any,
+    around: Callable[[], AbstractContextManager[Any]],
+    *,
+    alone: bool,
+) -> Call:
+    """Return the backward of one forward, or both. Leaves are new: autograd keeps to the stream of their first use."""
+    import torch
+
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    if not alone:
+        return lambda: torch.autograd.grad(attention(*leaves), leaves, dout)
     with around():
-        out = attention(*inputs)
-    return Prepared(lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True), head, around, peak, capture)
+        out = attention(*leaves)
+    return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
 
 
 def peak_bytes(call: Call) -> int:
@@ -87,15 +103,24 @@ def peak_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def capture(call: Call) -> Call:
-    """Record a call in a CUDA graph."""
+def capture(prepare: Callable[[], Call]) -> Call:
+    """Record the call that `prepare` returns in a CUDA graph, and return its replay.
+
+    Autograd runs a backward on the stream that its forward ran on, so all of it happens on the stream of the capture.
+    """
     import torch
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
+        call = prepare()
         call()
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         call()
-    return graph.replay
+
+    def replay(keep: object = call) -> None:  # what the forward left is the graph's input
+        graph.replay()
+
+    return replay
