@@ -25,8 +25,8 @@ _OLDEST_CUPY = (14, 2)
 _STATIC_LIMIT = 48 << 10  # bytes of shared memory that a launch gets without opting in
 
 # CUresult codes that mean the file and not the state of the device: invalid image, no binary for this GPU, invalid PTX,
-# PTX newer than the driver, no JIT compiler, invalid source, file not found, symbol not found.
-_BAD_FILE = frozenset({200, 209, 218, 221, 222, 300, 301, 500})
+# PTX newer than the driver, no JIT compiler, none permitted, invalid source, file not found, symbol not found.
+_BAD_FILE = frozenset({200, 209, 218, 221, 222, 223, 300, 301, 500})
 # Those that a kernel causes, the same in CUresult and cudaError_t: illegal address, timeout, assertion, stack error,
 # illegal instruction, misaligned address, invalid address space, invalid program counter, launch failure, cooperative
 # launch too large.
@@ -111,6 +111,14 @@ def nvrtc_compile(source: str, entry: str, arch: str, include: Path) -> tuple[by
     return binary, used
 
 
+@functools.cache
+def _per_thread_default() -> bool:
+    """Whether CuPy takes 0 for the thread's own default stream, and not for the legacy one."""
+    from cupy_backends.cuda.stream import get_default_stream_ptr
+
+    return get_default_stream_ptr() != _LEGACY_STREAM
+
+
 class _CudaStream:
     """A stream that somebody else made, by the protocol that CuPy takes it over with."""
 
@@ -136,6 +144,7 @@ def _own_context(driver: Any) -> Iterator[None]:
             driver.ctxSetCurrent(before)  # 0, for a thread that had none, unsets it
 
 
+_LEGACY_STREAM = 1  # cudaStreamLegacy
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 
@@ -192,7 +201,9 @@ class CupyDevice:
 
     def _stream(self, stream: int) -> Any:
         cuda = _cupy().cuda
-        return cuda.Stream.from_external(_CudaStream(stream)) if stream else cuda.Stream.null
+        if not stream and not _per_thread_default():
+            return cuda.Stream.null
+        return cuda.Stream.from_external(_CudaStream(stream or _LEGACY_STREAM))
 
     def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> Array:
         cuda = _cupy().cuda
@@ -205,8 +216,11 @@ class CupyDevice:
 
     def is_capturing(self) -> bool:
         cupy = _cupy()
+        stream = cupy.cuda.get_current_stream(self.ordinal)
+        if _per_thread_default() and stream.ptr == 0:  # where launches do not go then
+            stream = cupy.cuda.Stream.ptds
         try:
-            return cupy.cuda.get_current_stream(self.ordinal).is_capturing()
+            return stream.is_capturing()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             # The legacy stream may not even be asked while a blocking stream captures; it does not capture itself.
             if error.status == _CAPTURE_IMPLICIT:
@@ -246,6 +260,10 @@ class CupyDevice:
         with self.scope():
             try:
                 kernel = cupy.RawModule(path=str(path)).get_function(entry)
+            except UnicodeEncodeError as error:
+                raise OSError(
+                    f"CuPy loads no file at {str(path)!a}, which is not UTF-8: name a folder by FLASHCUPY_CACHE_DIR"
+                ) from error
             except cupy.cuda.driver.CUDADriverError as error:
                 if error.status in _BAD_FILE:
                     raise OSError(f"{path} cannot be loaded on {self.name}: {error}") from error
@@ -288,7 +306,7 @@ class CupyRuntime:
             ) from None
         except (BufferError, NotImplementedError, RuntimeError, ValueError) as error:
             kind = f"{library} array of dtype {getattr(x, 'dtype', 'unknown')}"
-            raise TypeError(f"{name} is a {kind} that CuPy cannot view: {error}") from error
+            raise TypeError(f"{name} is a {kind} that CuPy cannot view: {error}{_hint(error)}") from error
 
     def _read_tensor(self, x: Any) -> Array:
         torch = sys.modules["torch"]
@@ -341,6 +359,13 @@ class CupyRuntime:
 def _is_tensor(x: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _hint(error: BaseException) -> str:
+    """What to do about torch's refusal of the per-thread default stream."""
+    if "per-thread default stream" not in str(error):
+        return ""
+    return " It is CuPy's current stream: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM, or make another one current."
 
 
 def _dotted(version: int) -> str:
