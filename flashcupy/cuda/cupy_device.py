@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from flashcupy.arrays import bfloat16
 from flashcupy.cuda import nvrtc
+from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.device import Array, DeviceProperties
 from flashcupy.cuda.environment import LOG, lineinfo
 from flashcupy.foreign import require_plain_tensor
@@ -152,8 +153,11 @@ _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 class CupyDevice:
     """One GPU; implements `flashcupy.cuda.device.Device`."""
 
+    borrows = False  # whether arrays of other libraries have come, of any device: else nothing is looked at
+
     def __init__(self, ordinal: int) -> None:
         self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
+        self._borrowed = Borrowed()
 
     @functools.cached_property
     def properties(self) -> DeviceProperties:
@@ -231,6 +235,24 @@ class CupyDevice:
         with self.scope():
             return _cupy().empty(shape, dtype)
 
+    def is_stream_ordered(self, array: Array) -> bool:
+        return isinstance(array.data.mem, _cupy().cuda.MemoryAsync)
+
+    def keep_until_done(self, arrays: Iterable[Array]) -> None:
+        if not CupyDevice.borrows:
+            return
+        memory = [array.data.mem for array in arrays if _is_borrowed(array.data.mem)]
+        if not memory and not self._borrowed:
+            return
+        if self.is_capturing():  # which asking for an event may break, and recording one would not do for replays
+            self._borrowed.keep_for_good(memory)
+            return
+        self._borrowed.drop_done()
+        if memory:
+            event = _cupy().cuda.Event(disable_timing=True)
+            event.record()
+            self._borrowed.keep(memory, event)
+
     def from_host(self, array: np.ndarray) -> Array:
         # CuPy copies from page-locked memory asynchronously, and may take pageable memory over as it is: hence a copy
         # that nobody else can change. Flat, because a 0-d array would be filled by a kernel.
@@ -290,6 +312,7 @@ class CupyRuntime:
     def read(self, x: Any, name: str) -> tuple[Array, str]:
         if isinstance(x, self._cupy.ndarray):
             return x, "cupy"
+        CupyDevice.borrows = True
         library = type(x).__module__.partition(".")[0]
         try:
             if _is_tensor(x):
@@ -354,6 +377,19 @@ class CupyRuntime:
             return self._cupy.cuda.runtime.getDeviceCount()
         except self._cupy.cuda.runtime.CUDARuntimeError:
             return 0
+
+
+@functools.cache
+def _borrowing_kinds() -> tuple[type, ...]:
+    """Of memory that came through DLPack, and through CUDA's array interface."""
+    from cupy._core.dlpack import DLPackMemory
+
+    return DLPackMemory, _cupy().cuda.UnownedMemory
+
+
+def _is_borrowed(memory: Any) -> bool:
+    """Whether an owner is told when CuPy lets go of memory; that of `CupyDevice.view` has none."""
+    return isinstance(memory, _borrowing_kinds()) and getattr(memory, "_owner", memory) is not None
 
 
 def _is_tensor(x: Any) -> bool:
