@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -94,6 +94,9 @@ class Gpu:
 
     def is_capturing(self) -> bool:
         return False
+
+    def keep_until_done(self, arrays: Iterable[StubArray]) -> None:
+        pass
 
     def compile(self, source: str, entry: str, include: Path) -> bytes:
         return entry.encode()

@@ -61,7 +61,11 @@ def _cache_facts() -> dict[str, Any]:
     from flashcupy.cuda import cache
 
     kernels, size = cache.usage()
-    return {"dir": str(cache_dir()), "kernels": kernels, "bytes": size}
+    try:
+        folder = str(cache_dir())
+    except OSError as error:
+        folder = f"none: {error}"
+    return {"dir": folder, "kernels": kernels, "bytes": size}
 
 
 def _version_or_none(distribution: str) -> str | None:

@@ -18,6 +18,11 @@ def cache_dir() -> Path:
     pathlib.Path
         An absolute path.
 
+    Raises
+    ------
+    OSError
+        If it would be in the user's home folder, and the user has none: HOME is unset and the system does not know him.
+
     Examples
     --------
     >>> from flashcupy.paths import cache_dir
@@ -25,9 +30,10 @@ def cache_dir() -> Path:
     True
     """
     chosen = os.environ.get("FLASHCUPY_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return _user_cache_dir() / "flashcupy"
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else _user_cache_dir() / "flashcupy"
+    except RuntimeError as error:  # from Path.home
+        raise FileNotFoundError(f"the user's home folder is not known: {error}") from None
 
 
 def _user_cache_dir() -> Path:

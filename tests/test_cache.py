@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from fake_device import PROPERTIES, FakeConfig, FakeDevice
 
+from flashcupy import info
 from flashcupy.cuda import cache, compile, sources
 from flashcupy.errors import KernelCompileError
 
@@ -327,6 +328,28 @@ def test_a_cache_path_that_is_a_file(root):
     assert device.loaded == [kernel.path]
     assert root.read_text() == "in the way"
     assert cache.usage() == (0, 0)
+
+
+@pytest.mark.parametrize("chosen", [None, "~/kernels"])
+def test_a_user_without_a_home_folder(root, monkeypatch, tmp_path, chosen):
+    def refuse():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "home", refuse)
+    monkeypatch.setattr(Path, "expanduser", lambda path: refuse() if "~" in str(path) else path)
+    for name in ("FLASHCUPY_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv("FLASHCUPY_CACHE_DIR", chosen)
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept \(the user's home folder is not known: .*CACHE_DIR"):
+        _, kernel = load_in_new_process()
+    assert kernel.path.parents[1].stat().st_mode & 0o077 == 0
+    assert load_in_new_process()[0].compiled == []
+    assert cache.usage() == (0, 0)
+    assert info.collect_info()["cache"]["dir"].startswith("none: the user's home folder")
+    with pytest.raises(KernelCompileError):
+        compile.load_kernel(FakeDevice(), FakeConfig(body="syntax error"))
 
 
 def test_a_read_only_cache_that_has_the_kernel_serves_without_a_warning(root, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +61,7 @@ def fake(monkeypatch):
     )
     module = SimpleNamespace(cuda=cuda, ndarray=type("ndarray", (), {}), __version__="14.2.0")
     monkeypatch.setattr(cupy_device, "_cupy", lambda: module)
+    monkeypatch.setattr(cupy_device, "_per_thread_default", lambda: False)
     cupy_device._nvrtc.cache_clear()
     yield SimpleNamespace(calls=calls, properties=properties, module=module, runtime=runtime, nvrtc=wrapper)
     cupy_device._nvrtc.cache_clear()
@@ -183,10 +186,16 @@ class TestLoadAndLaunch:
         expected = {"max_dynamic_shared_size_bytes": size} if opts_in else {}
         assert vars(self.load(fake, shared_bytes=size)) == expected
 
-    @pytest.mark.parametrize("status", [200, 209, 218, 222, 301, 500])
+    @pytest.mark.parametrize("status", [200, 209, 218, 222, 223, 301, 500])
     def test_a_bad_file_is_an_oserror(self, fake, status):
         with pytest.raises(OSError, match=r"/cache/x\.bin cannot be loaded on cuda:1: CUDA error"):
             self.load(fake, CudaError(status))
+
+    def test_a_path_that_cupy_cannot_encode_is_an_oserror_that_can_be_printed(self, fake):
+        with pytest.raises(UnicodeEncodeError) as refused:
+            "/cache/\udce9".encode()
+        with pytest.raises(OSError, match=r"no file at '/cache/x\.bin'.*FLASHCUPY_CACHE_DIR"):
+            self.load(fake, refused.value)
 
     @pytest.mark.parametrize("status", [2, 700])
     def test_a_bad_state_is_not(self, fake, status):
@@ -218,6 +227,15 @@ class TestLoadAndLaunch:
         fake.module.cuda.get_current_stream = current
         assert cupy_device.CupyDevice(1).is_capturing()
         assert asked == [1]
+
+    @pytest.mark.parametrize(("current", "asked"), [(0, "ptds"), (2, "current"), (0x1230, "current")])
+    def test_capture_is_asked_of_the_stream_that_launches_go_to(self, fake, monkeypatch, current, asked):
+        """With per-thread default streams CuPy launches on that of the thread where its null stream is current."""
+        monkeypatch.setattr(cupy_device, "_per_thread_default", lambda: True)
+        stream = SimpleNamespace(ptr=current, is_capturing=lambda: asked == "current")
+        fake.module.cuda.get_current_stream = lambda ordinal: stream
+        fake.module.cuda.Stream = SimpleNamespace(ptds=SimpleNamespace(is_capturing=lambda: asked == "ptds"))
+        assert cupy_device.CupyDevice(0).is_capturing()
 
 
 class TestArrays:
@@ -352,6 +370,14 @@ class TestForeignArrays:
         with pytest.raises(TypeError, match="q is a types array of dtype float8 that CuPy cannot view: no"):
             runtime.read(array, "q")
 
+    def test_torchs_refusal_of_a_stream_names_the_variable(self, runtime, fake):
+        def refuse(x):
+            raise BufferError("per-thread default stream is not supported.")
+
+        fake.module.from_dlpack = refuse
+        with pytest.raises(TypeError, match=r"q is .*not supported\. .*unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"):
+            runtime.read(SimpleNamespace(__dlpack__=None), "q")
+
     def test_a_cuda_error_is_not_the_arrays_fault(self, runtime, fake):
         def refuse(x):
             raise CudaError(700)
@@ -411,6 +437,24 @@ class TestCallersMemoryAndStreams:
         inside = [("enter", 1), ("set", 1), f"enter {which}", f"exit {which}", ("exit", 1)]
         assert calls == [*inside, ("context", 0xC0)]
         assert current == [0xC0]
+
+    def test_0_is_the_legacy_stream_where_cupys_default_is_another(self, fake, monkeypatch):
+        taken = []
+        monkeypatch.setattr(cupy_device, "_per_thread_default", lambda: True)
+        take = lambda external: taken.append(external.__cuda_stream__()) or contextlib.nullcontext()  # noqa: E731
+        fake.module.cuda.Stream = SimpleNamespace(from_external=take)
+        fake.module.cuda.driver.ctxGetCurrent = lambda: 0
+        fake.runtime.setDevice = lambda ordinal: None
+        with cupy_device.CupyDevice(0).on_stream(0):
+            assert taken == [(0, 1)]
+
+    @pytest.mark.parametrize("variable", ["0", "1"])
+    def test_cupy_tells_which_stream_is_the_default(self, variable):
+        oracle("cupy")
+        code = "from flashcupy.cuda import cupy_device; print(int(cupy_device._per_thread_default()))"
+        environ = {**os.environ, "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM": variable}
+        output = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+        assert output.stdout.strip() == variable
 
     def test_a_thread_without_a_context_has_none_again(self, fake):
         current = [0]

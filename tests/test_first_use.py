@@ -353,16 +353,18 @@ def test_an_error_from_elsewhere_leaves_no_verdict(gpu, monkeypatch, tmp_path, e
     fc.attention(x, x, x)
 
 
-def test_a_fault_of_the_kernel_condemns_it(gpu, monkeypatch, tmp_path):
+def test_a_second_fault_of_the_kernel_condemns_it(gpu, monkeypatch, new_process, tmp_path):
     def fault(*args):
         raise EmuError("bounds: beyond an array")
 
     x = gpu.from_host(_normal(1, 40, 24))
     with monkeypatch.context() as patch:
         patch.setattr(gpu, "launch", fault)
-        with pytest.raises(FirstUseError, match="EmuError: bounds"):
-            fc.attention(x, x, x)
-    assert _kinds(tmp_path, "failed") == ["fwd"]
+        for verdict in ("fault", "failed"):
+            with pytest.raises(FirstUseError, match="EmuError: bounds"):
+                fc.attention(x, x, x)
+            assert _kinds(tmp_path, verdict) == ["fwd"]
+            new_process()
     with pytest.raises(FirstUseError, match="EmuError: bounds"):
         fc.attention(x, x, x)
 

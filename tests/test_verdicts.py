@@ -78,15 +78,6 @@ def test_a_failed_kernel_is_refused_until_the_file_is_deleted(kernel, monkeypatc
     ensure(DEVICE, [kernel], Check())
 
 
-def test_a_fault_of_a_kernel_during_the_check_is_a_failure(kernel):
-    error = KernelFaultError("CUDA_ERROR_ILLEGAL_ADDRESS")
-    with pytest.raises(FirstUseError, match="KernelFaultError: CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
-        ensure(DEVICE, [kernel], Check(error))
-    assert caught.value.__cause__ is error
-    with pytest.raises(FirstUseError):
-        ensure(DEVICE, [kernel], Check())
-
-
 @pytest.mark.parametrize(
     "error",
     [

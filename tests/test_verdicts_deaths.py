@@ -1,4 +1,4 @@
-"""First-use checks that a process did not survive: forgiven once, and only where it is known to be dead."""
+"""First-use checks that a process did not survive, or its device: forgiven once, if it is known to be so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_device import KernelFaultError
 from verdict_kit import DEVICE, Check, ensure, make_kernel, new_process, verdict_files
 
 from flashcupy.cuda import processes, verdicts
@@ -81,6 +82,59 @@ def test_a_second_death_condemns_the_kernel(kernel, tmp_path):
         with pytest.raises(FirstUseError, match=f"process {process.pid} died while it checked .* before; delete"):
             ensure(DEVICE, [kernel], check)
     assert check.calls == 0
+
+
+def fault_in_a_new_process(kernel, monkeypatch):
+    """What the next check says that ends in one."""
+    new_process(monkeypatch)
+    with pytest.raises(FirstUseError, match="KernelFaultError: CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
+        ensure(DEVICE, [kernel], Check(KernelFaultError("CUDA_ERROR_ILLEGAL_ADDRESS")))
+    return caught.value
+
+
+def test_one_fault_is_final_for_its_process_alone(kernel, tmp_path, monkeypatch):
+    error = fault_in_a_new_process(kernel, monkeypatch)
+    assert isinstance(error.__cause__, KernelFaultError)
+    assert error.verdict_path is None
+    assert "a new process checks it again" in str(error)
+    refused = Check()
+    with pytest.raises(FirstUseError, match="KernelFaultError"):
+        ensure(DEVICE, [kernel], refused)
+    assert refused.calls == 0
+    new_process(monkeypatch)
+    assert not verdicts.is_checked(DEVICE, [kernel])
+    ensure(DEVICE, [kernel], Check())
+    assert json.loads(verdict_files(tmp_path)[0].read_text())["verdict"] == "good"
+
+
+def test_a_second_fault_in_one_process_condemns_nothing_for_good(kernel, tmp_path, monkeypatch):
+    helper, other = (make_kernel(tmp_path, name, digest * 32) for name, digest in (("lists", "e1"), ("generic", "f2")))
+    for main in (kernel, other):
+        with pytest.raises(FirstUseError, match="a new process checks it again"):
+            ensure(DEVICE, [main, helper], Check(KernelFaultError()))
+    new_process(monkeypatch)
+    ensure(DEVICE, [kernel, other, helper], Check())
+
+
+@pytest.mark.parametrize("first", ["fault", "death"])
+def test_a_fault_after_another_attempt_condemns_the_kernel(kernel, tmp_path, monkeypatch, first):
+    if first == "fault":
+        fault_in_a_new_process(kernel, monkeypatch)
+    else:
+        start_checker(tmp_path, "os._exit(3)").communicate("go\n", timeout=60)
+    error = fault_in_a_new_process(kernel, monkeypatch)
+    assert [Path(error.verdict_path)] == verdict_files(tmp_path)
+    new_process(monkeypatch)
+    with pytest.raises(FirstUseError, match=r"KernelFaultError.*delete"):
+        ensure(DEVICE, [kernel], Check())
+
+
+def test_a_death_after_a_fault_condemns_the_kernel(kernel, tmp_path, monkeypatch):
+    fault_in_a_new_process(kernel, monkeypatch)
+    start_checker(tmp_path, "os._exit(3)").communicate("go\n", timeout=60)
+    new_process(monkeypatch)
+    with pytest.raises(FirstUseError, match="died while it checked"):
+        ensure(DEVICE, [kernel], Check())
 
 
 def test_a_live_process_that_checks_does_not(kernel, tmp_path, monkeypatch):

@@ -28,7 +28,8 @@ def list_addresses(mask: BlockMask, device: Device, *, transposed: bool) -> dict
     lists = mask.transposed if transposed else mask.lists
     if isinstance(lists, BlockLists):
         lists = _copied(mask, lists, device, name)
-    keep_for_graph(device, lists)
+    if not lists.of_graph:
+        keep_for_graph(device, lists)
     return lists.slots(name)
 
 

@@ -65,7 +65,7 @@ def _run(
 
         # What a check makes is for the check alone: its kernels may prove wrong.
         ready = first() if verdicts.is_checking() else _plans.get((kernel, block_size, *call.key), first)
-        ready.run(call.device, call.addresses, call.host)
+        call.run(ready)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +53,7 @@ def cache_key(*, sources: str, unit: str, entry: str, compiler: str, arch: str, 
 
 def find(entry: str, key: str) -> Binary | None:
     """Return the binary kept under a key, or None; what is unreadable or damaged counts as missing."""
-    for root in (_root(), _private.made):
-        if root is None:
-            continue
+    for root in _roots():
         with contextlib.suppress(OSError):
             for path in sorted((root / _folder(entry, key)).glob(f"*{_SUFFIX}")):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -66,8 +65,8 @@ def find(entry: str, key: str) -> Binary | None:
 def store(entry: str, key: str, content: bytes) -> Binary:
     """Keep a binary under a key.
 
-    Where the cache folder takes no file (read-only, full, not to be made) it goes to a folder of this process alone,
-    which is removed at exit; the first time a RuntimeWarning says so.
+    Where the cache folder takes no file (read-only, full, not to be made; nobody's, without a home) it goes to a folder
+    of this process alone, which is removed at exit; the first time a RuntimeWarning says so.
 
     Raises
     ------
@@ -76,8 +75,8 @@ def store(entry: str, key: str, content: bytes) -> Binary:
     """
     digest = hashlib.sha256(content).hexdigest()
     inside = _folder(entry, key) / f"{digest[:_NAMED]}{_SUFFIX}"
-    path = _root() / inside
     try:
+        path = _root() / inside
         write(path, content)
     except OSError as error:
         path = _private.get() / inside
@@ -95,8 +94,8 @@ def discard(binary: Binary) -> None:
 def keep_source(entry: str, key: str, unit: str) -> Path | None:
     """Keep a translation unit that does not compile; None if no folder takes it."""
     content = unit.encode()
-    path = _root() / _folder(entry, key) / f"{entry[:_LONGEST]}.cu"
     with contextlib.suppress(OSError):
+        path = _root() / _folder(entry, key) / f"{entry[:_LONGEST]}.cu"
         write(path, content)
         return path
     with contextlib.suppress(OSError):
@@ -130,14 +129,23 @@ def write(path: Path, content: bytes) -> None:
 def usage() -> tuple[int, int]:
     """How many kernels the cache folder holds, and their bytes."""
     sizes = []
-    for path in _root().glob(f"*/*{_SUFFIX}"):
-        with contextlib.suppress(OSError):  # another process may be clearing it
-            sizes.append(path.stat().st_size)
+    with contextlib.suppress(OSError):  # there is no home to have it in
+        for path in _root().glob(f"*/*{_SUFFIX}"):
+            with contextlib.suppress(OSError):  # another process may be clearing it
+                sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)
 
 
 def _root() -> Path:
     return cache_dir() / "kernels"
+
+
+def _roots() -> Iterator[Path]:
+    """Where binaries may be."""
+    with contextlib.suppress(OSError):
+        yield _root()
+    if _private.made is not None:
+        yield _private.made
 
 
 def _folder(entry: str, key: str) -> Path:
@@ -164,8 +172,11 @@ class _PrivateFolder:
         with self._lock:
             told, self._told = self._told, True
         if not told:
+            place = ""
+            with contextlib.suppress(OSError):
+                place = f" in {_root()}"
             warnings.warn(
-                f"compiled kernels cannot be kept in {_root()} ({error}), so this process keeps its own in {self.made} "
+                f"compiled kernels cannot be kept{place} ({error}), so this process keeps its own in {self.made} "
                 "and the next one compiles again; FLASHCUPY_CACHE_DIR names another folder",
                 RuntimeWarning,
                 stacklevel=2,

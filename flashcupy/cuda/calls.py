@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from flashcupy.cuda.block_lists import list_addresses, mask_grid
 from flashcupy.cuda.config import tile_table
 from flashcupy.cuda.device import Device, runtime
+from flashcupy.cuda.launch import ReadyPlan
 from flashcupy.cuda.operands import Layout
 from flashcupy.cuda.plan import DIMS, PlanBuilder, Request
 from flashcupy.spec import AttentionProblem
@@ -22,6 +24,7 @@ _SMALL = (
     ("cu_seqlens_q", "cu_seqlens_q"),
     ("cu_seqlens_k", "cu_seqlens_k"),
 )
+_SMALL_SLOTS = frozenset(slot for slot, _ in _SMALL)
 
 
 class Call:
@@ -70,6 +73,24 @@ class Call:
         """Bring the block mask's lists to the device, if there is one."""
         if self.problem.block_mask is not None:
             self.addresses.update(list_addresses(self.problem.block_mask, self.device, transposed=transposed))
+
+    def run(self, ready: ReadyPlan) -> None:
+        """Launch a plan; what other libraries own outlives the launches."""
+        ready.run(self.device, self.addresses, self.host)
+        self.device.keep_until_done(self._at_risk())
+
+    def _at_risk(self) -> Iterator[Any]:
+        """Arrays on the device that their library may reuse too early.
+
+        Torch does so in the order of its current stream, which waits for the results that are handed over to it. It
+        would run short of memory if large ones were kept longer. Small ones may be of any library.
+        """
+        in_order = self.problem.library == "torch"
+        for slot, array in self.arrays.items():
+            if not in_order or slot in _SMALL_SLOTS:
+                yield array
+        if self.problem.seed is not None and not isinstance(self.problem.seed, tuple):
+            yield self.problem.seed
 
     @property
     def tails(self) -> bool:

@@ -46,6 +46,7 @@ def merge(parts: list[Array], logs: list[Array], target: Array, lse: Array) -> N
     with device.scope():
         launch = LaunchRecord(kernel, blocks(elements, kernel.threads), bytes(params), slots)
         prepare(device, Plan((launch,), {}, 0), host, acc).run(device, {}, host)
+        device.keep_until_done(arrays)
 
 
 def _trailing(array: Array, dims: tuple[str, ...]) -> tuple[str, ...]:

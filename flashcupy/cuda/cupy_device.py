@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from flashcupy.arrays import bfloat16
 from flashcupy.cuda import nvrtc
+from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.device import Array, DeviceProperties
 from flashcupy.cuda.environment import LOG, lineinfo
 from flashcupy.foreign import require_plain_tensor
@@ -25,8 +26,8 @@ _OLDEST_CUPY = (14, 2)
 _STATIC_LIMIT = 48 << 10  # bytes of shared memory that a launch gets without opting in
 
 # CUresult codes that mean the file and not the state of the device: invalid image, no binary for this GPU, invalid PTX,
-# PTX newer than the driver, no JIT compiler, invalid source, file not found, symbol not found.
-_BAD_FILE = frozenset({200, 209, 218, 221, 222, 300, 301, 500})
+# PTX newer than the driver, no JIT compiler, none permitted, invalid source, file not found, symbol not found.
+_BAD_FILE = frozenset({200, 209, 218, 221, 222, 223, 300, 301, 500})
 # Those that a kernel causes, the same in CUresult and cudaError_t: illegal address, timeout, assertion, stack error,
 # illegal instruction, misaligned address, invalid address space, invalid program counter, launch failure, cooperative
 # launch too large.
@@ -111,6 +112,14 @@ def nvrtc_compile(source: str, entry: str, arch: str, include: Path) -> tuple[by
     return binary, used
 
 
+@functools.cache
+def _per_thread_default() -> bool:
+    """Whether CuPy takes 0 for the thread's own default stream, and not for the legacy one."""
+    from cupy_backends.cuda.stream import get_default_stream_ptr
+
+    return get_default_stream_ptr() != _LEGACY_STREAM
+
+
 class _CudaStream:
     """A stream that somebody else made, by the protocol that CuPy takes it over with."""
 
@@ -136,6 +145,7 @@ def _own_context(driver: Any) -> Iterator[None]:
             driver.ctxSetCurrent(before)  # 0, for a thread that had none, unsets it
 
 
+_LEGACY_STREAM = 1  # cudaStreamLegacy
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 
@@ -143,8 +153,11 @@ _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 class CupyDevice:
     """One GPU; implements `flashcupy.cuda.device.Device`."""
 
+    borrows = False  # whether arrays of other libraries have come, of any device: else nothing is looked at
+
     def __init__(self, ordinal: int) -> None:
         self.ordinal, self.name = ordinal, f"cuda:{ordinal}"
+        self._borrowed = Borrowed()
 
     @functools.cached_property
     def properties(self) -> DeviceProperties:
@@ -192,7 +205,9 @@ class CupyDevice:
 
     def _stream(self, stream: int) -> Any:
         cuda = _cupy().cuda
-        return cuda.Stream.from_external(_CudaStream(stream)) if stream else cuda.Stream.null
+        if not stream and not _per_thread_default():
+            return cuda.Stream.null
+        return cuda.Stream.from_external(_CudaStream(stream or _LEGACY_STREAM))
 
     def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> Array:
         cuda = _cupy().cuda
@@ -205,8 +220,11 @@ class CupyDevice:
 
     def is_capturing(self) -> bool:
         cupy = _cupy()
+        stream = cupy.cuda.get_current_stream(self.ordinal)
+        if _per_thread_default() and stream.ptr == 0:  # where launches do not go then
+            stream = cupy.cuda.Stream.ptds
         try:
-            return cupy.cuda.get_current_stream(self.ordinal).is_capturing()
+            return stream.is_capturing()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             # The legacy stream may not even be asked while a blocking stream captures; it does not capture itself.
             if error.status == _CAPTURE_IMPLICIT:
@@ -216,6 +234,24 @@ class CupyDevice:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         with self.scope():
             return _cupy().empty(shape, dtype)
+
+    def is_stream_ordered(self, array: Array) -> bool:
+        return isinstance(array.data.mem, _cupy().cuda.MemoryAsync)
+
+    def keep_until_done(self, arrays: Iterable[Array]) -> None:
+        if not CupyDevice.borrows:
+            return
+        memory = [array.data.mem for array in arrays if _is_borrowed(array.data.mem)]
+        if not memory and not self._borrowed:
+            return
+        if self.is_capturing():  # which asking for an event may break, and recording one would not do for replays
+            self._borrowed.keep_for_good(memory)
+            return
+        self._borrowed.drop_done()
+        if memory:
+            event = _cupy().cuda.Event(disable_timing=True)
+            event.record()
+            self._borrowed.keep(memory, event)
 
     def from_host(self, array: np.ndarray) -> Array:
         # CuPy copies from page-locked memory asynchronously, and may take pageable memory over as it is: hence a copy
@@ -246,6 +282,10 @@ class CupyDevice:
         with self.scope():
             try:
                 kernel = cupy.RawModule(path=str(path)).get_function(entry)
+            except UnicodeEncodeError as error:
+                raise OSError(
+                    f"CuPy loads no file at {str(path)!a}, which is not UTF-8: name a folder by FLASHCUPY_CACHE_DIR"
+                ) from error
             except cupy.cuda.driver.CUDADriverError as error:
                 if error.status in _BAD_FILE:
                     raise OSError(f"{path} cannot be loaded on {self.name}: {error}") from error
@@ -272,6 +312,7 @@ class CupyRuntime:
     def read(self, x: Any, name: str) -> tuple[Array, str]:
         if isinstance(x, self._cupy.ndarray):
             return x, "cupy"
+        CupyDevice.borrows = True
         library = type(x).__module__.partition(".")[0]
         try:
             if _is_tensor(x):
@@ -288,7 +329,7 @@ class CupyRuntime:
             ) from None
         except (BufferError, NotImplementedError, RuntimeError, ValueError) as error:
             kind = f"{library} array of dtype {getattr(x, 'dtype', 'unknown')}"
-            raise TypeError(f"{name} is a {kind} that CuPy cannot view: {error}") from error
+            raise TypeError(f"{name} is a {kind} that CuPy cannot view: {error}{_hint(error)}") from error
 
     def _read_tensor(self, x: Any) -> Array:
         torch = sys.modules["torch"]
@@ -338,9 +379,29 @@ class CupyRuntime:
             return 0
 
 
+@functools.cache
+def _borrowing_kinds() -> tuple[type, ...]:
+    """Of memory that came through DLPack, and through CUDA's array interface."""
+    from cupy._core.dlpack import DLPackMemory
+
+    return DLPackMemory, _cupy().cuda.UnownedMemory
+
+
+def _is_borrowed(memory: Any) -> bool:
+    """Whether an owner is told when CuPy lets go of memory; that of `CupyDevice.view` has none."""
+    return isinstance(memory, _borrowing_kinds()) and getattr(memory, "_owner", memory) is not None
+
+
 def _is_tensor(x: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _hint(error: BaseException) -> str:
+    """What to do about torch's refusal of the per-thread default stream."""
+    if "per-thread default stream" not in str(error):
+        return ""
+    return " It is CuPy's current stream: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM, or make another one current."
 
 
 def _dotted(version: int) -> str:

@@ -7,6 +7,7 @@ reach. All work is asynchronous, in the order of the device's current stream.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,20 @@ class Device(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         """Row-major memory in stream order, from the pool; its content is undefined."""
+        ...
+
+    def is_stream_ordered(self, array: Array) -> bool:
+        """Whether memory comes from the driver in stream order, and not from a pool that keeps what it has.
+
+        A graph owns what is allocated so while it is captured, and its free has to be captured as well.
+        """
+        ...
+
+    def keep_until_done(self, arrays: Iterable[Array]) -> None:
+        """Keep those that belong to other libraries until the current stream has passed this point.
+
+        For good while it captures. This is the current device.
+        """
         ...
 
     def from_host(self, array: np.ndarray) -> Array:

@@ -34,6 +34,8 @@ class DeviceLists(Lists):
         See `BlockLists`.
     order : int32 (B * H * nq,)
         Rows in the order in which they are computed.
+    of_graph : bool
+        Whether the memory belongs to the graph that was captured when it was allocated: see `keep_new_for_graph`.
     """
 
     grid: Grid
@@ -45,6 +47,7 @@ class DeviceLists(Lists):
     bits: Array
     bits_id: Array
     order: Array
+    of_graph: bool = False
 
     @classmethod
     def empty(cls, device: Device, grid: Grid, capacity: int, partial_capacity: int) -> DeviceLists:
@@ -53,6 +56,7 @@ class DeviceLists(Lists):
         def new(dtype: type, *shape: int) -> Array:
             return device.empty(shape, np.dtype(dtype))
 
+        order = new(np.int32, grid.rows)
         return cls(
             grid,
             device,
@@ -62,7 +66,8 @@ class DeviceLists(Lists):
             partial_indices=new(np.int32, partial_capacity),
             bits=new(np.uint32, partial_capacity, grid.block_q, bitops.words(grid.block_k)),
             bits_id=new(np.int32, partial_capacity),
-            order=new(np.int32, grid.rows),
+            order=order,
+            of_graph=device.is_stream_ordered(order) and device.is_capturing(),
         )
 
     @classmethod

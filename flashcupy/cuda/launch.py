@@ -70,7 +70,8 @@ class ReadyPlan:
         start = 0
         if self.workspace_bytes:
             start, memory = workspace.take(device, self.workspace_bytes)
-            keep_for_graph(device, memory)
+            if memory is not None:
+                keep_new_for_graph(device, memory)
         for slot, offset in self.plan.workspace.items():
             addresses[slot] = start + offset
         if host:
@@ -109,6 +110,16 @@ def keep_for_graph(device: Device, *arrays: Any) -> None:
     """
     if device.is_capturing():
         _of_graphs.append(arrays)
+
+
+def keep_new_for_graph(device: Device, *arrays: Any) -> None:
+    """`keep_for_graph` for what this call may have allocated.
+
+    If that was in stream order, the graph owns it. With its memory still allocated no graph can be replayed again: the
+    last reference has to go while it is captured.
+    """
+    if device.is_capturing():
+        _of_graphs.append(tuple(array for array in arrays if not device.is_stream_ordered(array)))
 
 
 _of_graphs: list[tuple[Any, ...]] = []

@@ -138,8 +138,10 @@ class DeviceBuffers:
                 addresses |= self._columns.slots("columns")
             addresses["bad_ids"] = runtime().pointer(self._bad_ids)
             addresses |= {slot: runtime().pointer(array) for slot, array in self._scratch.items()}
-            keep_for_graph(self.device, self)
+            if not self.lists.of_graph:
+                keep_for_graph(self.device, self)
             ready.run(self.device, addresses, [])
+            self.device.keep_until_done(arrays.values())
 
     def _ready(self, source: Source, *, rows: bool, columns: bool) -> ReadyPlan:
         key = (self.device, self.grid, self.capacity, self.partial_capacity, tuple(self._scratch), rows, columns)

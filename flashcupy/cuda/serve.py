@@ -13,7 +13,15 @@ from flashcupy.arrays import accumulator
 from flashcupy.cuda import bwd_sm80, config, families, first_use
 from flashcupy.cuda.calls import Call
 from flashcupy.cuda.fallback import first_that_works
-from flashcupy.cuda.launch import PlanCache, ReadyPlan, is_ready, keep_for_graph, make_ready, prepare, workspace_bytes
+from flashcupy.cuda.launch import (
+    PlanCache,
+    ReadyPlan,
+    is_ready,
+    keep_new_for_graph,
+    make_ready,
+    prepare,
+    workspace_bytes,
+)
 from flashcupy.cuda.plan import Plan
 from flashcupy.errors import NotWarmedUpError
 from flashcupy.results import Explanation
@@ -46,9 +54,9 @@ def forward(problem: AttentionProblem, out: Array, lse: Array, keep: bool) -> Ke
     with call.device.scope():
         kept = Kept(lse, _new_stats(call)) if keep else None
         _add_results(call, out, lse, None if kept is None else kept.stats)
-        keep_for_graph(call.device, lse, kept)
+        keep_new_for_graph(call.device, *(lse,) if kept is None else kept)
         call.add_lists(transposed=False)
-        _ready_forward(call).run(call.device, call.addresses, call.host)
+        call.run(_ready_forward(call))
     return kept
 
 
@@ -71,7 +79,7 @@ def backward(
         call.add_lists(transposed=False)
         if "k" in grads or "v" in grads:
             call.add_lists(transposed=True)
-        _ready_backward(call, tuple(grads), deterministic).run(call.device, call.addresses, call.host)
+        call.run(_ready_backward(call, tuple(grads), deterministic))
 
 
 def forward_workspace(problem: AttentionProblem, out: Array, lse: Array) -> int:

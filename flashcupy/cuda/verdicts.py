@@ -1,8 +1,9 @@
 """First-use checks: a binary that is new on a GPU runs once on a small problem, and the verdict is kept beside it.
 
 A marker is written before the check. If the process then dies or is killed, because the kernel broke its context or
-never returned, the marker is left behind. It may have been somebody else's doing, so the check is made once more; who
-finds the marker of a second death takes the check for failed.
+never returned, the marker is left behind; so it is if the device reports a fault. It may have been the doing of
+somebody else who uses the device, so another process makes the check once more; a second fault, or the marker of a
+second death, fails it.
 
 A check runs several kernels, some of which other checks need too. A good one clears those that it launched; a failed
 one makes all of these suspects, and condemns a kernel only where no suspect is left outside what is asked for. So a
@@ -16,7 +17,7 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ _MODES: dict[str, Mode] = {"": "first-use", "first-use": "first-use", "0": "off"
 # problem and tells None if the results are right, or else what is wrong.
 Check = Callable[[], Callable[[], str | None]]
 
-_MOST_DEATHS = 2
+_MOST_ATTEMPTS = 2  # that end in a death or a fault
 _lock = threading.RLock()  # one check at a time; a check may load, and so check, further kernels
 # By the path of the verdict, whether or not a file is there.
 _good: set[Path] = set()
@@ -89,8 +90,8 @@ def ensure_checked(device: Device, kernels: Sequence[LoadedKernel], check: Check
     Raises
     ------
     FirstUseError
-        If a kernel failed, now or earlier: its results were wrong, it broke the device, or two processes died while
-        they checked it.
+        If a kernel failed, now or earlier: its results were wrong, the device reports a fault, or two processes died
+        while they checked it. After a first fault another process checks it again.
     ValueError
         For a FLASHCUPY_CHECK that is none.
     RuntimeError
@@ -215,8 +216,9 @@ def _is_good(path: Path) -> bool:
 
 
 def _run(device: Device, subjects: Sequence[_Subject], launch: Callable[[], str | None]) -> None:
+    attempts = {subject.path: _next_attempt(subject.path) for subject in subjects}
     for subject in subjects:
-        subject.write("checking", subjects, attempt=_next_attempt(subject.path))
+        subject.write("checking", subjects, attempt=attempts[subject.path])
     paths = {subject.path for subject in subjects}
     _running.update(paths)
     launched: set[str] = set()
@@ -235,7 +237,7 @@ def _run(device: Device, subjects: Sequence[_Subject], launch: Callable[[], str 
     reached = [subject for subject in subjects if subject.binary in launched]
     _withdraw([subject for subject in subjects if subject not in reached])
     if reason is not None and reached:
-        _fail(reached, reason, cause)
+        _fail(reached, reason, cause, attempts)
     _clear(reached)
     if len(reached) < len(subjects):
         missed = ", ".join(subject.kernel for subject in subjects if subject not in reached)
@@ -243,10 +245,14 @@ def _run(device: Device, subjects: Sequence[_Subject], launch: Callable[[], str 
 
 
 def _next_attempt(path: Path) -> int:
-    """1, or one more than the attempt at which a process died."""
+    """1, or one more than the attempt that ended in a death or a fault."""
     try:
         facts = json.loads(path.read_bytes())
-        return int(facts["attempt"]) + is_dead(facts["process"]) if facts["verdict"] == "checking" else 1
+        if facts["verdict"] not in ("checking", "fault"):
+            return 1
+        # A fault of this process counts once, whatever else it checks with the kernel.
+        over = path not in _unwritten if facts["verdict"] == "fault" else is_dead(facts["process"])
+        return int(facts["attempt"]) + over
     except (OSError, ValueError, KeyError, TypeError):
         return 1
 
@@ -265,27 +271,32 @@ def _clear(subjects: Sequence[_Subject]) -> None:
     LOG.debug("checked %s", ", ".join(subject.kernel for subject in subjects))
 
 
-def _fail(subjects: Sequence[_Subject], reason: str, cause: BaseException | None) -> NoReturn:
+def _fail(
+    subjects: Sequence[_Subject], reason: str, cause: BaseException | None, attempts: Mapping[Path, int]
+) -> NoReturn:
+    """Keep that a check failed; `cause` is the fault that the device reported, if that is why."""
     files = []
     for subject in subjects:
-        if subject.write("failed", subjects, reason=reason):
+        attempt = attempts[subject.path]
+        is_final = cause is None or attempt >= _MOST_ATTEMPTS
+        if subject.write("failed" if is_final else "fault", subjects, reason=reason, attempt=attempt) and is_final:
             files.append(str(subject.path))
-        else:
+        else:  # for this process, whose device is broken, it is final
             _unwritten[subject.path] = _Verdict(False, reason, frozenset(other.path for other in subjects))
     names = ", ".join(subject.kernel for subject in subjects)
     raise FirstUseError(names, subjects[0].gpu, reason, " ".join(files) or None) from cause
 
 
 def _read(path: Path) -> _Verdict | None:
-    """The verdict a file keeps, if it does; a check that is under way elsewhere, or died once, is no verdict."""
+    """The verdict a file keeps, if it does; a check under way elsewhere, one death or one fault is no verdict."""
     if path in _unwritten:
         return _unwritten[path]
     try:
         facts = json.loads(path.read_bytes())
         verdict, reason, process = facts["verdict"], str(facts["reason"]), facts["process"]
         suspects = frozenset(map(Path, facts["checked_together"])) | {path}
-        if verdict == "checking" and facts["attempt"] >= _MOST_DEATHS and is_dead(process):
-            died = f"process {process['pid']} died while it checked the kernel, as another had before"
+        if verdict == "checking" and facts["attempt"] >= _MOST_ATTEMPTS and is_dead(process):
+            died = f"process {process['pid']} died while it checked the kernel, which another did not survive before"
             return _Verdict(False, died, suspects)
     except (OSError, ValueError, KeyError, TypeError):  # missing, or not a verdict
         return None

@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -169,6 +169,12 @@ class EmuDevice:
         # Known as the array alone, not with its guards.
         self._know(memory, memory.ctypes.data + start, nbytes, _label(host))
         return EmuArray(host, self)
+
+    def is_stream_ordered(self, array: EmuArray) -> bool:
+        return False
+
+    def keep_until_done(self, arrays: Iterable[EmuArray]) -> None:
+        """Launches are done when they return."""
 
     def from_host(self, array: np.ndarray) -> EmuArray:
         if self.capturing:
