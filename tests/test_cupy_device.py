@@ -17,6 +17,7 @@ from oracles import oracle
 from flashcupy import arrays
 from flashcupy.cuda import cupy_device
 from flashcupy.cuda.device import Device, Runtime
+from flashcupy.cuda.streams import CudaStream
 from flashcupy.errors import UnsupportedError
 
 
@@ -407,7 +408,7 @@ class TestCallersMemoryAndStreams:
     def test_a_stream_is_taken_over(self):
         """By the protocol that CuPy has in the place of ExternalStream."""
         cupy = oracle("cupy")
-        assert cupy.cuda.Stream.from_external(cupy_device._CudaStream(0x1230)).ptr == 0x1230
+        assert cupy.cuda.Stream.from_external(CudaStream(0x1230)).ptr == 0x1230
 
     @pytest.mark.parametrize("stream", [0, 0x1230])
     def test_device_stream_and_context_are_the_threads_own_again(self, fake, stream):

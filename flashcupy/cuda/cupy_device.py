@@ -20,6 +20,7 @@ from flashcupy.cuda import nvrtc
 from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.device import Array, DeviceProperties
 from flashcupy.cuda.environment import LOG, lineinfo
+from flashcupy.cuda.streams import CudaStream, own_context
 from flashcupy.foreign import require_plain_tensor
 
 _OLDEST_CUPY = (14, 2)
@@ -120,31 +121,6 @@ def _per_thread_default() -> bool:
     return get_default_stream_ptr() != _LEGACY_STREAM
 
 
-class _CudaStream:
-    """A stream that somebody else made, by the protocol that CuPy takes it over with."""
-
-    def __init__(self, pointer: int) -> None:
-        self._pointer = pointer
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._pointer
-
-
-@contextmanager
-def _own_context(driver: Any) -> Iterator[None]:
-    """Restore the thread's context: the runtime restores the device, which selects the device's primary context."""
-    try:
-        before = driver.ctxGetCurrent()
-    except driver.CUDADriverError:  # the driver is not even initialised: there is nothing to go back to
-        yield
-        return
-    try:
-        yield
-    finally:
-        if driver.ctxGetCurrent() != before:
-            driver.ctxSetCurrent(before)  # 0, for a thread that had none, unsets it
-
-
 _LEGACY_STREAM = 1  # cudaStreamLegacy
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
@@ -197,7 +173,7 @@ class CupyDevice:
     @contextmanager
     def on_stream(self, stream: int) -> Iterator[None]:
         cuda = _cupy().cuda
-        with _own_context(cuda.driver), self.scope():
+        with own_context(cuda.driver), self.scope():
             # CuPy does not where this is the device already: another context of it, which somebody pushed, would stay.
             cuda.runtime.setDevice(self.ordinal)
             with self._stream(stream):
@@ -207,7 +183,7 @@ class CupyDevice:
         cuda = _cupy().cuda
         if not stream and not _per_thread_default():
             return cuda.Stream.null
-        return cuda.Stream.from_external(_CudaStream(stream or _LEGACY_STREAM))
+        return cuda.Stream.from_external(CudaStream(stream or _LEGACY_STREAM))
 
     def view(self, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype) -> Array:
         cuda = _cupy().cuda
