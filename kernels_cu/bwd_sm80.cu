@@ -157,7 +157,10 @@ private:
         Scores own(schedule, hooks, tile, first_row(work), shared_.masked, {shared_.k, shared_.v},
                    {shared_.q[stage], shared_.dout[stage]}, WalkedTerms<Tiles>{shared_.terms[stage]});
         hooks.gradient(own.gradients);
-        if constexpr (kAddsQ) shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);
+        if constexpr (kAddsQ) {
+            shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);
+            warp_sync();  // only some lanes note which rows are seen
+        }
         if (given(params_.dv))
             add_product<Scores::kMayHide, Tiles::kVPitch>(
                 dv_, own.weights, shared_.dout[stage], own.seen, Tiles::v_byte(work.chunk));

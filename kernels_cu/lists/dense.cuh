@@ -18,9 +18,10 @@ struct DenseBlock {
     i32 rows, columns;
 
     __device__ __forceinline__ DenseBlock(const DenseParams& params, const ListRow& row, i32 column) {
-        const i32 i = row.row * params.lists.own.row_size, j = column * params.column_size;
+        const i32 i = row.row * params.lists.own.row_size;
+        const i64 j = static_cast<i64>(column) * params.column_size;  // of words' last columns, beyond any block
         rows = min(params.lists.own.row_size, params.q_len - i);
-        columns = min(params.column_size, params.kv_len - j);  // negative beyond the last block
+        columns = j < params.kv_len ? min(params.column_size, params.kv_len - static_cast<i32>(j)) : 0;
         first = params.mask.data + row.batch * params.mask.batch[kBatchDims - 1] + row.head * params.mask.head +
                 i * params.mask.row + j * params.mask.column;
     }

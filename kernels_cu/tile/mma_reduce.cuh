@@ -66,6 +66,7 @@ __device__ __forceinline__ void add_queries(const Segments& parts, const SharedG
     const u32 thread = thread_index_anew(), lane = thread % 32;
     const LaneRows<SharedGradients<Tiles>::kPitch> left(gradients.at, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 16);
     const LaneRows<Tiles::kHeadPitch> right(k, lane % 16, lane / 16 * 16);
+    warp_sync();  // lanes that took branches of their own, to copy, are together again
 #pragma unroll 1
     for (int unit = thread / 32; unit < Units::kUnits; unit += Tiles::kWarps) {
         const int first_row = unit % Units::kRowGroups * (16 * Units::kRowTiles);

@@ -79,8 +79,8 @@ MASKS: tuple[Fault, ...] = (
         "lists/dense.cuh",
         ("rows beyond the shape", "rows = min(params.lists.own.row_size, params.q_len - i);",
          "rows = params.lists.own.row_size;", "mask of dense", "bits bounds"),
-        ("columns beyond the shape", "columns = min(params.column_size, params.kv_len - j);",
-         "columns = params.column_size;", "mask of dense", "bits bounds"),
+        ("columns beyond the shape", "min(params.column_size, params.kv_len - static_cast<i32>(j)) : 0;",
+         "params.column_size : 0;", "mask of dense", "bits bounds"),
     ),
     *faults_in(
         "words_of_dense.cu",

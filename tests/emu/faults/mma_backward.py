@@ -80,9 +80,9 @@ MMA_BACKWARD: tuple[Fault, ...] = (
          "        hooks.gradient(own.gradients);\n        leave();\n        if constexpr (kAddsQ)", "mma backward",
          "race"),
         ("the block leaves before its gradients are there",
-         "        if constexpr (kAddsQ) shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);\n",
-         "        leave();\n        if constexpr (kAddsQ) shared_.gradients.template put<Scores::kMayHide>"
-         "(own.gradients, own.rows);\n        return;\n", "mma backward of two stages", "wrong race"),
+         "            shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);\n",
+         "            leave();\n"
+         "            shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);\n            return;\n", "mma backward of two stages", "wrong race"),
         ("keys that there are not have weights", "kAddsQ && first_row(work) + Tiles::kOwner > sequence.k.length",
          "false", "mma backward of keys that there are not", "wrong nan"),
         ("keys that no query sees are copied", "key_band(params_, sequence).owners()", "{0, sequence.k.length}",
