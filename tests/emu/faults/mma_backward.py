@@ -82,7 +82,8 @@ MMA_BACKWARD: tuple[Fault, ...] = (
         ("the block leaves before its gradients are there",
          "            shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);\n",
          "            leave();\n"
-         "            shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);\n            return;\n", "mma backward of two stages", "wrong race"),
+         "            shared_.gradients.template put<Scores::kMayHide>(own.gradients, own.rows);\n"
+         "            return;\n", "mma backward of two stages", "wrong race"),
         ("keys that there are not have weights", "kAddsQ && first_row(work) + Tiles::kOwner > sequence.k.length",
          "false", "mma backward of keys that there are not", "wrong nan"),
         ("keys that no query sees are copied", "key_band(params_, sequence).owners()", "{0, sequence.k.length}",
