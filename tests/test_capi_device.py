@@ -10,6 +10,7 @@ from backends import EmuBackend
 from capi_kit import Failed, library
 
 import flashcupy as fc
+from flashcupy import dispatch
 from flashcupy.cuda import device as device_module
 
 RNG = np.random.default_rng(6)
@@ -164,6 +165,26 @@ def _same_as(lib, handle, blocks, emu, inputs, host):
     lib.backward((*inputs, *results), _put(emu, dout), (*backs, None, None), block_mask=handle)
     for result, expected in zip(backs, grads[:3], strict=True):
         np.testing.assert_allclose(result.get(), expected, atol=1e-4)
+
+
+def test_a_mask_of_the_host_is_refused_beside_a_device(emu):
+    """Python copies it there and keeps the copy; in C nobody could tell when that may be freed."""
+    lib = library()
+    handle = lib.mask_from_blocks(lib.mask_options((SQ, SK), (16, 16)), np.ones((2, 3), bool))
+    inputs = [_put(emu, x) for x in _inputs()]
+    with pytest.raises(Failed, match="block_mask is on cpu, expected cuda:0"):
+        lib.forward(*inputs, _empty(emu, np.empty((HEADS, SQ, 2 * D), np.float32)), block_mask=handle)
+    lib.ok(lib.lib.flashcupy_block_mask_destroy(handle))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_deterministic_backward_is_asked_for(monkeypatch, deterministic):
+    asked = []
+    monkeypatch.setattr(dispatch, "run_backward", lambda *arguments: asked.append(arguments[4]))
+    q, k, v = _inputs()
+    out, lse = fc.attention(q, k, v, return_lse=True)
+    library().backward((q, k, v, out, lse), out, (q, None, None, None, None), deterministic=deterministic)
+    assert asked == [deterministic]
 
 
 def test_blocks_on_the_device(emu):
