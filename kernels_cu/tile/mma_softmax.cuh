@@ -9,10 +9,6 @@
 // Their relative precision does not depend on it, and 2^8 is far from float16's overflow.
 constexpr float kSlack = 8;
 
-// Beyond it a reference's own rounding is no longer small beside 1, and scores must be rounded as it was: a row's largest
-// weight would be 2^rounding in place of 1, and leaves float16's range where references reach 2^28.
-constexpr float kFarReference = 1 << 20;
-
 template <class Tiles>
 struct MmaSoftmax {
     using Acc = float;
@@ -36,14 +32,6 @@ struct MmaSoftmax {
             grows |= largest[r] > reference[r] + kSlack;
         }
         if (warp_any(grows)) raise(largest, result);
-        if (far_) {
-#pragma unroll
-            for (auto& row : scores.at) {
-#pragma unroll
-                for (auto& score : row) score *= factor;
-            }
-            factor = 1;
-        }
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             const float base = finite(reference[r]);
@@ -91,13 +79,7 @@ private:
 #pragma unroll
             for (auto& own : result.at[r]) own.multiply(rescale);
         }
-        bool far = false;
-#pragma unroll
-        for (int r = 0; r < Tiles::kRows; ++r) far |= fabsf(finite(reference[r])) > kFarReference;
-        far_ = warp_any(far);
     }
-
-    bool far_ = false;  // of the whole warp: some reference is
 
     // A row without a score has the reference -inf, and -inf minus itself would be NaN.
     __device__ static __forceinline__ float finite(float value) { return value == -infinity<float>() ? 0 : value; }
