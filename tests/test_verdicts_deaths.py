@@ -29,7 +29,8 @@ def forget(monkeypatch):
 
 
 CHECKER = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit that it is ignored
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fake_device import FakeDevice
