@@ -51,7 +51,9 @@ def _run(program, *arguments, env=None):
     return done.stdout
 
 
-@pytest.mark.parametrize("source", ["host.c", "errors.c", "host.cpp", "host.rs"])
+@pytest.mark.parametrize(
+    "source", ["errors.c", *(pytest.param(name, marks=pytest.mark.slow) for name in ("host.c", "host.cpp", "host.rs"))]
+)
 def test_a_program(source, tmp_path):
     if source == "host.rs" and shutil.which("rustc") is None:
         pytest.skip("rustc is not installed")
@@ -65,6 +67,7 @@ def test_a_program_with_eight_threads(tmp_path):
     assert _run(_compile(tmp_path, "host.c"), "--threads", "8")
 
 
+@pytest.mark.slow
 def test_a_wrong_result_fails_a_program(tmp_path):
     """The comparison can fail: here it compares with numbers that are a little off."""
     copy = tmp_path / "examples"

@@ -42,10 +42,10 @@ GOOD = ["first: FLASHCUPY_OK ", "second: FLASHCUPY_OK "]
 @pytest.mark.parametrize(
     "env",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"PYTHONHOME": "/nonexistent", "PYTHONPATH": "/nonexistent", "PATH": "/nonexistent", "HOME": "/nonexistent"},
         {"PYTHONSTARTUP": "/nonexistent", "PYTHONINSPECT": "1", "PYTHONVERBOSE": "1", "LC_ALL": "C"},
-        {"FLASHCUPY_DEBUG": "1"},
+        pytest.param({"FLASHCUPY_DEBUG": "1"}, marks=pytest.mark.slow),
     ],
     ids=["none", "bogus", "loud", "debug"],
 )
@@ -103,6 +103,7 @@ def _built(monkeypatch, folder, **recorded):
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recorded", "message"),
     [
@@ -131,6 +132,7 @@ def test_a_python_that_cannot_start_is_a_status(host, monkeypatch, tmp_path, rec
     assert second == first.replace("first", "second")
 
 
+@pytest.mark.slow
 def test_a_library_of_another_version(host, monkeypatch, tmp_path):
     """As after an upgrade of the package: what C hands over may mean something else."""
     shutil.copytree(bindings_dir(), tmp_path / "bindings")
@@ -144,6 +146,7 @@ def test_a_library_of_another_version(host, monkeypatch, tmp_path):
     assert "run 'flashcupy capi build' anew" in first
 
 
+@pytest.mark.slow
 def test_what_the_start_has_to_say_goes_to_the_log(host, monkeypatch, tmp_path):
     """`site` complains on stderr of a .pth file that it cannot read."""
     venv = tmp_path / "venv"
@@ -160,6 +163,7 @@ def test_what_the_start_has_to_say_goes_to_the_log(host, monkeypatch, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_after_the_end_of_the_hosts_python(tmp_path):
     """Objects with static lifetime are destroyed then."""
     flags = [f"-I{installed().include}", f"-L{installed().lib}", f"-Wl,-rpath,{installed().lib}", "-lflashcupy"]
@@ -185,6 +189,7 @@ def test_a_host_with_another_python(host, tmp_path):
     assert str(other) in first
 
 
+@pytest.mark.slow
 def test_a_host_that_has_loaded_python_for_itself(host):
     """As programs with plugins do: locally, and without starting it."""
     assert _run(host, "behind", None, capi_build._libpython()) == GOOD
