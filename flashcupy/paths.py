@@ -1,4 +1,4 @@
-"""Where flashcupy keeps files of its own on this machine."""
+"""Where flashcupy finds files that come with it, and keeps those of its own on this machine."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser().absolute() if chosen else _user_cache_dir() / "flashcupy"
     except RuntimeError as error:  # from Path.home
         raise FileNotFoundError(f"the user's home folder is not known: {error}") from None
+
+
+def shipped(folder: str) -> Path:
+    """Return a folder of sources that comes with the package: in a wheel inside it, in a checkout beside it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for place in (package / folder, package.parent / folder):
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"flashcupy's sources are missing, expected them in {package / folder}")
 
 
 def _user_cache_dir() -> Path:

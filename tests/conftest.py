@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from backends import BACKENDS, why_no_gpu
+from cupy_kit import fake, host_cupy  # noqa: F401  (fixtures)
 from emu.build import COMPILER
 from emulated import left_to_others, mark_slow
 

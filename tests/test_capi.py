@@ -10,6 +10,7 @@ from capi_kit import HEADER, Failed, installed, library
 
 import flashcupy as fc
 from flashcupy._version import __version__
+from flashcupy.capi import status
 from flashcupy.capi.build import ABI
 
 RNG = np.random.default_rng(5)
@@ -200,6 +201,8 @@ def test_names_of_statuses():
     assert {f"FLASHCUPY_{name}" for name in statuses} <= set(declared)
     for name in statuses:
         number = getattr(lib.lib, f"FLASHCUPY_{name}")
+        if name != "FORKED":  # which never gets as far as Python
+            assert getattr(status, name) == number
         assert lib.ffi.string(lib.lib.flashcupy_status_string(number)).decode() == f"FLASHCUPY_{name}"
     for number in (-1, 10, 1000):
         assert lib.ffi.string(lib.lib.flashcupy_status_string(number)) == b"unknown status"

@@ -100,6 +100,18 @@ def test_a_workspace_is_all_that_a_call_needs(emu, monkeypatch, with_lse):
         lib.forward(*inputs, *results, workspace_size=size[0] - 16, **shifted)
 
 
+def test_lengths_that_are_to_be_checked_are_not_made_up(emu, monkeypatch):
+    """With FLASHCUPY_CHECK=1 values in device memory are looked at: what stands in for them has none."""
+    lib = library()
+    q, k, v = (lib.tensor(_put(emu, x), data=lib.ffi.NULL) for x in _inputs())
+    options = lib.options(kv_lengths=emu.device.from_host(np.array(7, np.int32)))
+    options.kv_lengths.data = lib.ffi.NULL
+    lib.ok(lib.lib.flashcupy_supported(q, k, v, options, lib.ffi.NULL))
+    monkeypatch.setenv("FLASHCUPY_CHECK", "1")
+    assert lib.lib.flashcupy_supported(q, k, v, options, lib.ffi.NULL) == lib.lib.FLASHCUPY_INVALID_ARGUMENT
+    assert "kv_lengths.data is NULL" in lib.last_error()
+
+
 def test_a_backward_in_a_workspace(emu, monkeypatch):
     lib = library()
     q, k, v = _inputs()

@@ -67,8 +67,8 @@ class ListConstructors:
         block_size : int or (int, int)
             Rows and columns of a block: 16, 32, 64, 128 or a multiple of 128.
         out : BlockMask, optional
-            A mask made by `empty`, rewritten in place and returned. It is where `blocks` is, or on a device to which
-            the lists of blocks on the host are then copied, which waits; not while a graph is captured.
+            A mask made by `empty`, rewritten in place and returned. Lists of blocks on the host may go to a mask on a
+            device, which is waited for; not while a graph is captured.
 
         Raises
         ------
@@ -139,7 +139,7 @@ class ListConstructors:
             Where each block row ``(b * H + h) * nq + i`` starts in `indices`.
         indices : int array (nnz,)
             Visible block columns, strictly ascending in each row.
-        shape, block_size
+        shape, block_size, out
             As in `from_blocks`.
         batch, heads : int
             B and H.
@@ -148,17 +148,12 @@ class ListConstructors:
         bits : uint32 array (n_partial, bq, ceil(bk / 32)) or bool array (n_partial, bq, bk)
             Their elements, in the order of `indices`; column c of a row is bit c % 32 of word c // 32. Goes with
             `partial`.
-        out : BlockMask, optional
-            A mask made by `empty`, rewritten in place and returned. The arrays are on the host; `out` may be on a
-            device all the same, which is waited for then; not while a graph is captured.
 
         Raises
         ------
-        TypeError
-            If a dtype is wrong.
-        ValueError
-            If `indptr` does not rise from 0 to nnz, an index is out of range or out of order, shapes disagree, only one
-            of `partial` and `bits` is given, or `out` is too small; `out` is then untouched.
+        TypeError, ValueError
+            If a dtype is wrong, `indptr` does not rise from 0 to nnz, an index is out of range or order, shapes
+            disagree, one of `partial` and `bits` is missing, or `out` is too small; `out` is then untouched.
 
         Examples
         --------

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashcupy._version import __version__
+from flashcupy.paths import shipped
 
 ABI = 1  # FLASHCUPY_ABI_VERSION
 _ENTRIES_MODULE = "_flashcupy_entries"
@@ -75,18 +76,8 @@ def default_prefix() -> Prefix:
 
 
 def bindings_dir() -> Path:
-    """Return the folder of the header and the C sources: in a wheel inside the package, in a checkout beside it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If neither is there.
-    """
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "bindings", package.parent / "bindings"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"the C sources are missing, expected them in {package / 'bindings'}")
+    """Return the folder of the header and the C sources; raises as `flashcupy.paths.shipped` does."""
+    return shipped("bindings")
 
 
 def declarations(header: Path) -> str:

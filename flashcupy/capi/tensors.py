@@ -59,8 +59,10 @@ class TensorReader:
         return np.broadcast_to(np.zeros((), dtype), shape)
 
     def numbers(self, tensor: Tensor, name: str) -> Array | None:
-        """View a small tensor whose values are looked at where they are in host memory; None for NULL."""
-        return self._view(tensor, name, may_stand_in=not _is_on_host(tensor)) if tensor else None
+        """View a small tensor whose values are looked at where they can be; None for NULL."""
+        if not tensor:
+            return None
+        return self._view(tensor, name, may_stand_in=not (_is_on_host(tensor) or _device_values_are_checked()))
 
     def _view(self, tensor: Tensor, name: str, *, may_stand_in: bool) -> Array:
         fields = _fields(self._ffi.buffer(tensor))
@@ -137,6 +139,12 @@ def _device(kind: int, ordinal: int, name: str) -> Any:
         f"{name} has device_type {kind}, expected FLASHCUPY_CPU, FLASHCUPY_CUDA_DEVICE, FLASHCUPY_CUDA_HOST or "
         "FLASHCUPY_CUDA_MANAGED"
     )
+
+
+def _device_values_are_checked() -> bool:
+    from flashcupy.cuda.verdicts import check_mode
+
+    return check_mode() == "values"
 
 
 @functools.lru_cache(64)

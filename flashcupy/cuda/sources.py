@@ -6,6 +6,8 @@ import hashlib
 import threading
 from pathlib import Path
 
+from flashcupy.paths import shipped
+
 _Stamp = tuple[tuple[str, int, int], ...]
 
 _lock = threading.Lock()
@@ -13,18 +15,8 @@ _digests: dict[Path, tuple[_Stamp, str]] = {}
 
 
 def kernels_dir() -> Path:
-    """Return the folder that kernels include from: in a wheel inside the package, in a checkout beside it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If neither is there.
-    """
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "kernels_cu", package.parent / "kernels_cu"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"the kernel sources are missing, expected them in {package / 'kernels_cu'}")
+    """Return the folder that kernels include from; raises as `flashcupy.paths.shipped` does."""
+    return shipped("kernels_cu")
 
 
 def sources_digest() -> str:
