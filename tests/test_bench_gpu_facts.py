@@ -114,25 +114,41 @@ def test_the_matmul_rate_is_taken_of_a_device_at_work(monkeypatch):
     assert log == ["wait"] * 2 + ["clock"] * 11 + ["state"]
 
 
-def test_without_nvml_a_row_says_nothing_of_the_device():
-    assert nvml.state("0000:00:00.0") == {}
+class _Nvml:
+    """nvidia-ml-py, as far as it is used; `error` is what it raises."""
+
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = "sm", "gpu"
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def nvmlInit(self):  # noqa: N802
+        if self.error:
+            raise self.error
+
+    def nvmlDeviceGetHandleByPciBusId(self, bus_id):  # noqa: N802
+        return bus_id
+
+    def nvmlDeviceGetClockInfo(self, device, which):  # noqa: N802
+        return {("0000:00:00.0", "sm"): 1980}[device, which]
+
+    def nvmlDeviceGetTemperature(self, device, which):  # noqa: N802
+        return {("0000:00:00.0", "gpu"): 45}[device, which]
 
 
-def test_nvml_is_asked_for_clock_and_temperature(monkeypatch):
-    asked = []
-
-    def answers(value):
-        def function(device, which, place):
-            asked.append(which)
-            place._obj.value = value
-            return 0
-
-        return function
-
-    library = SimpleNamespace(nvmlDeviceGetClockInfo=answers(1980), nvmlDeviceGetTemperature=answers(45))
-    monkeypatch.setattr(nvml, "_opened", lambda bus_id: (library, None))
-    assert nvml.state("0000:00:00.0") == {"sm_mhz": 1980, "celsius": 45}
-    assert asked == [nvml.SM_CLOCK, nvml.GPU_SENSOR]
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [(_Nvml(), {"sm_mhz": 1980, "celsius": 45}), (_Nvml(_Nvml.NVMLError("no driver")), {}), (None, {})],
+    ids=["driver", "no driver", "no package"],
+)
+def test_clock_and_temperature_stand_with_a_row_where_nvml_tells(monkeypatch, module, told):
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    nvml._opened.cache_clear()
+    assert nvml.state("0000:00:00.0") == told
+    nvml._opened.cache_clear()
 
 
 def test_the_l2_reader_compiles():
