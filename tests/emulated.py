@@ -11,11 +11,11 @@ import pytest
 
 # A test as pytest names it, and what its parameters are, a regular expression; without brackets all of them.
 _GENERIC = r"""
-test_attention.py::test_plain[.*-float(32|64)]
-test_attention.py::test_each_option[(softcap|alibi|mask|bias|dropout|sinks|q_lengths)-float32]
+test_attention.py::test_plain[.*-float32]
+test_attention.py::test_each_option[(mask|bias|dropout)-float32]
 test_attention.py::test_everything_at_once
 test_attention.py::test_scores_that_keep_growing
-test_attention.py::test_head_dims[(1|128)]
+test_attention.py::test_head_dims[1]
 test_shapes.py::test_any_strides_give_the_same_bits[(float32-.*|.*-unaligned)]
 test_shapes.py::(?!test_any_strides).*
 test_bad_input.py::.*
@@ -30,11 +30,9 @@ test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[(mask-inf-small-N
 test_hidden.py::test_a_query_that_sees_no_key_never_leaks[nan-None]
 test_hidden.py::(?!test_a_key_hidden_from_every|test_a_query_that_sees_no).*
 test_lists.py::test_empty_blocks_are_not_read
-test_block_sparse.py::test_random_masks[16-1-float16_0]
 test_device_masks.py::test_from_topk[(ragged-.*|words-float32|words-float64)]
 test_device_masks.py::(?!test_from_topk).*
-test_device_masks_attention.py::test_same_bits.*[4-2]
-test_device_masks_attention.py::(?!test_same_bits).*
+test_device_masks_attention.py::(?!test_same_bits|test_rows_that_a_capacity).*
 test_varlen.py::test_plain[.*float(32|64)]
 test_varlen.py::test_each_option[(bias|blocks|kv_lengths)]
 test_varlen.py::test_each_pair_of_options[(causal\+window|q_lengths\+kv_lengths)]
@@ -44,15 +42,15 @@ test_varlen.py::(?!test_plain|test_each_option|test_each_pair).*
 
 # Where tensor cores serve the forward.
 _SM80 = r"""
-test_attention.py::test_plain[(45x77-(float16|float32)|1x50-float16)]
-test_attention.py::test_each_option[(mask|bias|dropout)-float16]
+test_attention.py::test_plain[(45x77|1x50)-float16]
+test_attention.py::test_each_option[bias-float16]
 test_block_scores.py::test_mass_in_each_dtype[float16-16x16]
 test_fwd_sm80.py::test_blocks_of_a_list[(16-256|32-136)-float16]
 test_fwd_sm80.py::test_head_dims[.*-float16]
 test_fwd_sm80.py::test_packed_sequences_have_the_bits_of_a_padded_batch[.*-float16]
 test_fwd_sm80.py::test_shapes_of_the_band[.*-float16]
 test_fwd_sm80.py::(?!test_(blocks_of|head_dims|packed|shapes_of)).*
-test_bwd_sm80.py::test_(blocks_need_not|each_operand_has_a_path|what_lies_beside).*
+test_bwd_sm80.py::test_(each_operand_has_a_path|what_lies_beside).*
 test_bwd_sm80_edges.py::test_keys_that_there.*
 test_bwd_sm80_edges.py::test_gradients_from_the_output_and_lse_alone[True-float16]
 test_bwd_sm80.py::test_deterministic_gradients_are_right[features2-float32]
@@ -67,10 +65,8 @@ test_block_sparse.py::test_random_masks[(16-1-float16|128-1-.*)]
 test_device_masks_attention.py::test_same_bits.*[2-1]
 test_device_masks_attention.py::test_rows_that_a_capacity.*[False]
 test_hidden.py::test_a_key_hidden_from_every_query_never_leaks[block_mask-nan-small-None]
-test_hidden.py::test_a_query_that_sees_no_key_never_leaks[nan-None]
 test_hidden.py::(?!test_a_(key_hidden_from_every|query_that_sees_no)).*
 test_merge.py::test_parts_of_the_keys
-test_together.py::test_heads_have_the_bits_that_they_have_alone[(dropout|sinks|lengths)-float16]
 test_together.py::(?!test_heads_have_the_bits|test_any_number).*
 test_varlen.py::test_plain[.*-float16]
 """

