@@ -262,6 +262,25 @@ def test_quads_are_atomic_and_stay_inside_their_array(device):
         run(device, body + " p.sums[t] = 0;", 32, 2, sums=sums)
 
 
+@pytest.mark.parametrize("call", ["const float own[4] = {}; add_quads", "float own[4]; load_quads"])
+def test_quads_are_aligned_to_sixteen_bytes(device, call):
+    sums = device.from_host(np.zeros(160, np.float32))
+    name, arguments = call.rpartition(" ")[2], {"add_quads": "p.sums, t, own", "load_quads": "own, p.sums, t"}
+    body = f"{call}({arguments[name]});"
+    run(device, body, 32, sums=sums[4:])
+    with pytest.raises(EmuError, match=r"^misaligned: "):
+        run(device, body, 32, sums=sums[2:])
+
+
+def test_additions_to_memory_flush_subnormal_numbers(device):
+    least = np.finfo(np.float32).smallest_normal
+    sums = device.from_host(np.repeat(np.float32([least / 2, -least / 2, least, 0]), 32))
+    # Half of the least normal number is 0; and 1.5 of it less 1 of it, half of it, too.
+    body = f"const float x = {least}f, own[4] = {{x, -x / 2, -1.5f * x, x / 4}}; add_quads(p.sums, t, own);"
+    run(device, body, 32, sums=sums)
+    np.testing.assert_array_equal(sums.get().reshape(4, 32), np.repeat(np.float32([[least], [0], [0], [0]]), 32, axis=1))
+
+
 def test_words_of_cuda_without_headers(device):
     out = device.empty((12,), np.float64)
     body = """

@@ -1,6 +1,8 @@
 // Atomics: checked like a read and a write, done at once, since only one fiber runs.
 #pragma once
 
+#include <cmath>
+
 #include "access.hpp"
 
 namespace emu {
@@ -16,6 +18,9 @@ static u64 update(void* address, u64 operand, Update updated) {
     memcpy(&bits, &old, sizeof(T));
     return bits;
 }
+
+// PTX ISA, red and atom: in global memory .add.f32 takes subnormal operands and results for zeros of the same sign.
+static float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
 static bool is_wide(Atomic operation) {
     return operation == Atomic::add_i64 || operation == Atomic::add_f64 || operation == Atomic::exchange_64;
@@ -33,7 +38,8 @@ extern "C" unsigned long long emu_atomic(void* address, emu::Atomic operation, u
     switch (operation) {
         case Atomic::add_i32: return update<u32>(address, operand, plus);
         case Atomic::add_i64: return update<u64>(address, operand, plus);
-        case Atomic::add_f32: return update<float>(address, operand, plus);
+        case Atomic::add_f32:
+            return update<float>(address, operand, [](float a, float b) { return flushed(flushed(a) + flushed(b)); });
         case Atomic::add_f64: return update<double>(address, operand, plus);
         case Atomic::max_u32: return update<u32>(address, operand, [](u32 a, u32 b) { return std::max(a, b); });
         case Atomic::min_u32: return update<u32>(address, operand, [](u32 a, u32 b) { return std::min(a, b); });
