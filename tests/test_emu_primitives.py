@@ -278,7 +278,9 @@ def test_additions_to_memory_flush_subnormal_numbers(device):
     # Half of the least normal number is 0; and 1.5 of it less 1 of it, half of it, too.
     body = f"const float x = {least}f, own[4] = {{x, -x / 2, -1.5f * x, x / 4}}; add_quads(p.sums, t, own);"
     run(device, body, 32, sums=sums)
-    np.testing.assert_array_equal(sums.get().reshape(4, 32), np.repeat(np.float32([[least], [0], [0], [0]]), 32, axis=1))
+    np.testing.assert_array_equal(
+        sums.get().reshape(4, 32), np.repeat(np.float32([[least], [0], [0], [0]]), 32, axis=1)
+    )
 
 
 def test_words_of_cuda_without_headers(device):

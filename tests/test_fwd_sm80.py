@@ -54,6 +54,30 @@ def _require_right(results, q, k, v, precision="highest", **options):
         assert_close(got, truth, low, num_keys=k.shape[-2], precision=precision)
 
 
+@pytest.mark.parametrize("numbers", _ALL)
+def test_scores_beyond_what_references_resolve(backend, numbers):
+    """Each query has one large score: its weight is 1 whatever the score's logarithm rounds to."""
+    q, k, v = _operands(numbers, q_len=48, kv_len=64, head_dim=64)
+    v[...] = v.astype(np.float16)  # which TF32 does not round
+    one_hot = np.eye(64, dtype=np.float32)
+    for sign, size in itertools.product((1, -1), (100, 3000, 20000, 30000)):
+        q[...] = (size + 16 * np.arange(48)[:, None]) * one_hot[:48]
+        k[...] = sign * size * one_hot
+        out = backend.api.attention(q, k, v, scale=sign, **_options(numbers))
+        chosen = np.broadcast_to(v[:, :48], out.shape)
+        _require_close(out, chosen, numbers)
+    # And where all are that small.
+    q[...], k[...], v[...] = -30000 * one_hot[3], 30000 * one_hot[3], v[:, :1]
+    out = backend.api.attention(q, k, v, scale=1.0, **_options(numbers))
+    _require_close(out, np.broadcast_to(v[:, :1], out.shape), numbers)
+
+
+def _require_close(out, chosen, numbers):
+    """TF32 rounds a row's weights, but not their sum."""
+    rounded = chosen * np.float32(1 - 2.0**-11) if numbers == "tf32" else chosen
+    assert_close(out, chosen.astype(np.float64), rounded, num_keys=64)
+
+
 def test_tensor_cores_serve_these_tests(backend):
     if backend.name == "cupy":
         pytest.importorskip("cupy")

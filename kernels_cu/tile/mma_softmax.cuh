@@ -1,6 +1,7 @@
 // Online softmax on fragments of tensor cores, in units of log2: p = exp2(s - reference).
 #pragma once
 
+#include <ptx/approximate.cuh>
 #include <ptx/vote.cuh>
 #include <tile/mma_product.cuh>
 #include <tile/row_lanes.cuh>
@@ -8,6 +9,10 @@
 // Weights may grow to 2^kSlack before the reference follows the maximum: results are rarely rescaled (FlashAttention-4).
 // Their relative precision does not depend on it, and 2^8 is far from float16's overflow.
 constexpr float kSlack = 8;
+
+// Beyond it a score is rounded, as the reference was, before that is subtracted: multiply_add does not round it, and what
+// the reference was rounded by would take a row's largest weight out of float16's range.
+constexpr float kFarScore = 1 << 27;
 
 template <class Tiles>
 struct MmaSoftmax {
@@ -22,7 +27,7 @@ struct MmaSoftmax {
     // Turn scores, still to be multiplied by `factor`, into weights; earlier results are rescaled where the reference moves.
     __device__ __forceinline__ void update(Fragment<Tiles>& scores, float factor, MmaResult<Tiles>& result) {
         float largest[Tiles::kRows];
-        bool grows = false;
+        bool grows = false, far = false;
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             float top = -infinity<float>();
@@ -30,11 +35,15 @@ struct MmaSoftmax {
             for (int c = 0; c < Tiles::kColumns; ++c) top = larger(top, scores.at[r][c]);
             largest[r] = row_max<Tiles>(top) * factor;
             grows |= largest[r] > reference[r] + kSlack;
+            if constexpr (Tiles::Kind::kOverflows) far |= fabsf(finite(largest[r])) > kFarScore;
         }
-        if (warp_any(grows)) raise(largest, result);
+        if (warp_any(grows || far)) {
+            raise(largest, result);
+            if (far) center(scores, factor);
+        }
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
-            const float base = finite(reference[r]);
+            const float base = far ? 0 : finite(reference[r]);
             float part = 0;
 #pragma unroll
             for (int c = 0; c < Tiles::kColumns; ++c) {
@@ -78,6 +87,20 @@ private:
             sum[r].multiply(rescale);
 #pragma unroll
             for (auto& own : result.at[r]) own.multiply(rescale);
+        }
+    }
+
+    // score * factor - reference of the lane's rows, in units of scores. The largest becomes 0.
+    __device__ __forceinline__ void center(Fragment<Tiles>& scores, float factor) const {
+        const float back = reciprocal_approximate(factor);
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            const float base = finite(reference[r]);
+#pragma unroll
+            for (float& score : scores.at[r]) {
+                score *= factor;
+                score = (score - base) * back;
+            }
         }
     }
 

@@ -13,9 +13,10 @@
 #include <tile/fragment.cuh>
 #include <tile/math.cuh>
 
-// How elements of q, k and v are multiplied. Where kRounds, they are rounded once, in shared memory.
+// How elements of q, k and v are multiplied. Where kRounds, they are rounded once, in shared memory. Where kOverflows, their
+// exponents have a smaller range than float32's.
 struct F16 {
-    static constexpr bool kSplit = false, kRounds = false;
+    static constexpr bool kSplit = false, kRounds = false, kOverflows = true;
     static constexpr u32 kSign = 0x80008000u;
     static constexpr int kItem = 2;
     __device__ static __forceinline__ u32 pack(float low, float high) { return pack_f16(low, high); }
@@ -26,7 +27,7 @@ struct F16 {
 };
 
 struct BF16 {
-    static constexpr bool kSplit = false, kRounds = false;
+    static constexpr bool kSplit = false, kRounds = false, kOverflows = false;
     static constexpr u32 kSign = 0x80008000u;
     static constexpr int kItem = 2;
     __device__ static __forceinline__ u32 pack(float low, float high) { return pack_bf16(low, high); }
@@ -39,7 +40,7 @@ struct BF16 {
 // float32 rounded to 10 bits of mantissa. The hardware drops the others: half a unit first makes that rounding, and
 // would make numbers of some NaN, which the dropped bits may be all of.
 struct TF32 {
-    static constexpr bool kSplit = false, kRounds = true;
+    static constexpr bool kSplit = false, kRounds = true, kOverflows = false;
     static constexpr u32 kSign = 0x80000000u;
     static constexpr int kItem = 4;
     __device__ static __forceinline__ void multiply(

@@ -93,10 +93,8 @@ MMA_TILE: tuple[Fault, ...] = (
          "wrong nan"),
         ("bfloat16 multiplied as float16", "mma_bf16(d0", "mma_f16(d0", "mma bfloat16", "wrong nan"),
         ("the sign of one of two halves",
-         "kSplit = false, kRounds = false;\n    static constexpr u32 kSign = 0x80008000u;\n    static constexpr int "
-         "kItem = 2;\n    __device__ static __forceinline__ u32 pack(float low, float high) { return pack_f16",
-         "kSplit = false, kRounds = false;\n    static constexpr u32 kSign = 0x8000u;\n    static constexpr int kItem "
-         "= 2;\n    __device__ static __forceinline__ u32 pack(float low, float high) { return pack_f16",
+         "kOverflows = true;\n    static constexpr u32 kSign = 0x80008000u",
+         "kOverflows = true;\n    static constexpr u32 kSign = 0x8000u",
          "mma negative scale"),
         ("a sign of halves for words", "kSign = 0x80000000u", "kSign = 0x80008000u", "mma negative scale, tf32"),
         ("rounding is cutting off", "bits + 0x1000u : rounded_special", "bits : rounded_special", "mma tf32 operands"),

@@ -37,6 +37,17 @@ def rising(numbers: type[np.floating[Any]], **options: Any) -> Probe:
     return run
 
 
+def far(backend: EmuBackend) -> None:
+    """Scores beyond 2^27, where a reference's rounding is a large number."""
+    _, _, v = whole(SIZES, np.dtype(np.float16))
+    columns = np.eye(64, dtype=np.float32)
+    q, k = ((size + 16 * np.arange(32)[:, None]) * columns[:32] for size in (20000, 30000))
+    arrays = [np.broadcast_to(x, (len(v), *x.shape)).astype(np.float16) for x in (q, k)]
+    with use_tiles(ONE_STAGE):
+        out = backend.api.attention(*arrays, v[:, :32], scale=1.0)
+    np.testing.assert_array_equal(out, v[:, :32])
+
+
 def hidden(numbers: str, poison: float, columns: Array, **options: Any) -> Probe:
     """Keys that no query of a warp sees, `columns`, hold NaN or inf, and change no bit."""
 
