@@ -5,7 +5,7 @@
 #   bench/on_gpu.sh bench-fwd limits     some of them
 #   BUDGET=240 bench/on_gpu.sh bench-bwd-matrix   what a short loan of a GPU has time for: the most telling rows come first;
 #                                        bench/README.md says which sections to run then, and in which order
-#   bench/on_gpu.sh tune                 tiles of the tensor-core forward against those of its table: by name only
+#   bench/on_gpu.sh tune tune-bwd        tiles of the tensor-core kernels against those of their tables: by name only
 #   bench/on_gpu.sh --dry-run [...]      print the commands
 #
 # Each section writes into bench/results/<gpu>-<date>-<section>/ and ends within nine minutes, whatever happens in it. What
@@ -25,7 +25,7 @@ cd "$(dirname "$0")/.." || exit 2
 
 all=(env compile test test-rest sanitize-memcheck sanitize-racecheck sanitize-synccheck)
 all+=(limits bench-fwd bench-matrix bench-bwd-matrix bench-bwd bench-sparse bench-masks bench-options bench-small peers)
-known=("${all[@]}" tune)
+known=("${all[@]}" tune tune-bwd)
 python=${PYTHON:-python3}
 limit=${LIMIT:-520} # seconds of a section
 cores=$(nproc)
@@ -121,7 +121,7 @@ commands() {
       echo "$python -m bench.sanitize_case --jobs $cores" # compiles: under the tool that would take its time
       echo "$(sanitizer) --tool ${1#sanitize-} --error-exitcode 9 $python -m bench.sanitize_case"
       ;;
-    peers | tune) echo "$python -m bench.gpu $1 --output $2$rows" ;;
+    peers | tune | tune-bwd) echo "$python -m bench.gpu $1 --output $2$rows" ;;
     bench-*) echo "$python -m bench.gpu ${1#bench-} --output $2$rows" ;;
   esac
 }

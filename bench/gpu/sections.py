@@ -202,6 +202,24 @@ def tune(quick: bool) -> Iterator[Item]:
         yield Item("tiles", problem, tiles.candidates(problem))
 
 
+def tune_backward(quick: bool) -> Iterator[Item]:
+    """Yield the same for each kernel of the backward with products; the others keep their table's tiles."""
+    for kernel, problem in tune_backward_problems():
+        (one,) = _quick(iter((problem,)), quick)
+        yield Item(f"tiles of {kernel}", one, tiles.candidates(one, kernel), share=0.5)
+
+
+def tune_backward_problems() -> Iterator[tuple[tiles.Tuned, Problem]]:
+    """Yield a long causal problem of each kind, head dim and kernel, first of the kernel that most calls take."""
+    for head_dim in (*HEAD_DIMS, 192):
+        yield "dkvq", square("backward", "bfloat16", head_dim, 4096, causal=True)
+    kernels: tuple[tiles.Tuned, ...] = ("dkv", "dq")
+    for kernel, head_dim in itertools.product(kernels, HEAD_DIMS):
+        yield kernel, square("backward", "bfloat16", head_dim, 4096, causal=True)
+    for kernel, precision in itertools.product(kernels, ("highest", "tf32")):
+        yield kernel, square("backward", "float32", 128, 4096, tokens=TOKENS // 4, causal=True, precision=precision)
+
+
 def tune_problems() -> Iterator[Problem]:
     """Yield a long problem of each kind and head dim, then one that leaves multiprocessors without work."""
     for dtype, precision in KINDS:
@@ -238,4 +256,5 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Item]]] = {
     "small": small,
     "peers": peers,
     "tune": tune,
+    "tune-bwd": tune_backward,
 }

@@ -30,7 +30,7 @@ def summaries(rows: Sequence[GpuRow], facts: dict[str, Any]) -> list[str]:
         sparse(of("block-sparse forward"), "Block-sparse forward"),
         sparse(of("block-sparse backward"), "Block-sparse backward"),
         options(of("options forward"), gpu),
-        tiles(of("tiles")),
+        tiles([row for row in rows if row.group.startswith("tiles")]),
     ]
 
 

@@ -122,11 +122,11 @@ def use_tiles(which: Hashable) -> Iterator[None]:
 
     Parameters
     ----------
-    which : {"real", "small"} or table_sm80.Choice
-        The families' tables, those of the tests, or one choice that the sm80 family takes for every call.
+    which : {"real", "small"}, table_sm80.Choice or table_sm80.Tried
+        The families' tables, those of the tests, one choice that the sm80 family takes for every kernel, or for one.
     """
     if isinstance(which, str) and which not in ("real", "small"):
-        raise ValueError(f"which is {which!r}, expected 'real', 'small' or a Choice")
+        raise ValueError(f"which is {which!r}, expected 'real', 'small', a Choice or a Tried")
     before = _table[:]
     _table[:] = [which]
     try:

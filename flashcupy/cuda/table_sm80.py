@@ -27,6 +27,21 @@ class Choice(NamedTuple):
     blocks: int
 
 
+class Tried(NamedTuple):
+    """A choice for one kernel, "fwd" or one of the backward's; the others take theirs from the tables."""
+
+    kernel: str
+    choice: Choice
+
+
+def tried(kernel: str) -> Choice | None:
+    """What `config.use_tiles` has chosen for a kernel."""
+    chosen = tile_table()
+    if isinstance(chosen, Tried):
+        return chosen.choice if chosen.kernel == kernel else None
+    return chosen if isinstance(chosen, Choice) else None
+
+
 # By the larger of the two buckets; the first whose blocks fit into shared memory is taken. Two resident blocks hide
 # each other's waiting. The last of each row fits LEAST_SHARED.
 _Table = dict[int, tuple[Choice, ...]]
@@ -180,10 +195,9 @@ def _chunk(need: Need) -> int:
 
 
 def _candidates(need: Need) -> tuple[Choice, ...]:
-    table = tile_table()
-    if isinstance(table, Choice):
-        return (table,)
-    return _small(need) if table == "small" else _real(need)
+    if (choice := tried("fwd")) is not None:
+        return (choice,)
+    return _small(need) if tile_table() == "small" else _real(need)
 
 
 def _real(need: Need) -> tuple[Choice, ...]:

@@ -17,6 +17,7 @@ from flashcupy.cuda.table_sm80 import (
     kind_of,
     owners,
     resident,
+    tried,
 )
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
@@ -160,10 +161,9 @@ def _tiles(kernel: Kernel, need: Need, choice: Choice) -> GradientTiles:
 
 
 def _candidates(kernel: Kernel, need: Need) -> tuple[Choice, ...]:
-    chosen = tile_table()
-    if isinstance(chosen, Choice):
-        return (chosen,)
-    if chosen == "small":
+    if (choice := tried(kernel)) is not None:
+        return (choice,)
+    if tile_table() == "small":
         return _small(need)
     dims = _dims(kernel, need)
     table = _WORDS if need.kind in ("tf32", "split_tf32") else _SIXTEEN_BITS[kernel]
