@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flashcupy.cuda import nvrtc
 from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.device import Array, DeviceProperties
 from flashcupy.cuda.environment import LOG, lineinfo
-from flashcupy.cuda.streams import CudaStream, own_context
+from flashcupy.cuda.streams import CudaStream, own_context, thread_token
 from flashcupy.foreign import require_plain_tensor
 
 _OLDEST_CUPY = (14, 2)
@@ -121,7 +121,7 @@ def _per_thread_default() -> bool:
     return get_default_stream_ptr() != _LEGACY_STREAM
 
 
-_LEGACY_STREAM = 1  # cudaStreamLegacy
+_LEGACY_STREAM, _PER_THREAD_STREAM = 1, 2  # cudaStreamLegacy, cudaStreamPerThread
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 
@@ -194,6 +194,10 @@ class CupyDevice:
         with self.scope():
             _cupy().get_default_memory_pool().free_all_blocks()
 
+    def current_stream(self) -> Hashable:
+        stream = _cupy().cuda.get_current_stream(self.ordinal).ptr
+        return stream if stream not in (0, _PER_THREAD_STREAM) or not _per_thread_default() else thread_token()
+
     def is_capturing(self) -> bool:
         cupy = _cupy()
         stream = cupy.cuda.get_current_stream(self.ordinal)
@@ -215,9 +219,16 @@ class CupyDevice:
         return isinstance(array.data.mem, _cupy().cuda.MemoryAsync)
 
     def keep_until_done(self, arrays: Iterable[Array]) -> None:
-        if not CupyDevice.borrows:
-            return
-        memory = [array.data.mem for array in arrays if _is_borrowed(array.data.mem)]
+        if CupyDevice.borrows:
+            self._keep([array.data.mem for array in arrays if _is_borrowed(array.data.mem)])
+        elif self._borrowed:
+            self._keep([])
+
+    def keep_elsewhere(self, memory: Any, stream: Hashable) -> None:
+        if stream != self.current_stream():
+            self._keep([memory])
+
+    def _keep(self, memory: list[Any]) -> None:
         if not memory and not self._borrowed:
             return
         if self.is_capturing():  # which asking for an event may break, and recording one would not do for replays

@@ -142,6 +142,7 @@ class DeviceBuffers:
                 keep_for_graph(self.device, self)
             ready.run(self.device, addresses, [])
             self.device.keep_until_done(arrays.values())
+            self.lists.keep(self)
 
     def _ready(self, source: Source, *, rows: bool, columns: bool) -> ReadyPlan:
         key = (self.device, self.grid, self.capacity, self.partial_capacity, tuple(self._scratch), rows, columns)
