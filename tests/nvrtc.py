@@ -38,6 +38,11 @@ SHARED_LIMITS = {
     "sm_100": 227 << 10,
     "sm_120": 99 << 10,
 }
+# The same of a multiprocessor, whose every block takes a kibibyte more from compute capability 8.0 on; and its threads.
+SHARED_OF_BLOCK = {arch: 0 if arch in ("sm_70", "sm_75") else 1 << 10 for arch in SHARED_LIMITS}
+SHARED_OF_MULTIPROCESSOR = {arch: limit + SHARED_OF_BLOCK[arch] for arch, limit in SHARED_LIMITS.items()}
+THREADS_OF_MULTIPROCESSOR = dict.fromkeys(SHARED_LIMITS, 2048) | {"sm_75": 1024}
+THREADS_OF_MULTIPROCESSOR |= dict.fromkeys(("sm_86", "sm_89", "sm_120"), 1536)
 REGISTERS = 64 << 10  # of a multiprocessor
 REGISTER_UNIT = 8  # a thread's registers are given out in eights
 
