@@ -19,7 +19,9 @@ from flashcupy.arrays import bfloat16
 from flashcupy.cuda import nvrtc
 from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.device import Array, DeviceProperties
+from flashcupy.cuda.driver import dotted, driver_version
 from flashcupy.cuda.environment import LOG, lineinfo
+from flashcupy.cuda.forks import note_use, require_own_cuda
 from flashcupy.cuda.streams import CudaStream, own_context, thread_token
 from flashcupy.foreign import require_plain_tensor
 
@@ -153,9 +155,10 @@ class CupyDevice:
         try:
             found = runtime.getDeviceProperties(self.ordinal)
         except runtime.CUDARuntimeError as error:
-            who = "no CUDA driver is installed" if driver == 0 else f"the driver is for CUDA {_dotted(driver)}"
-            needs = f"CuPy is for CUDA {_dotted(runtime.runtimeGetVersion())}"
+            who = "no CUDA driver is installed" if driver == 0 else f"the driver is for CUDA {dotted(driver)}"
+            needs = f"CuPy is for CUDA {dotted(runtime.runtimeGetVersion())}"
             raise RuntimeError(f"{self.name} cannot be used: {who}, {needs} ({error})") from None
+        note_use()
         capability = (found["major"], found["minor"])
         return DeviceProperties(
             name=found["name"].decode(),
@@ -164,7 +167,7 @@ class CupyDevice:
             multiprocessors=found["multiProcessorCount"],
             shared_memory=found["sharedMemPerBlockOptin"],
             compiler=compiler_version(),
-            driver=_driver_version(driver),
+            driver=driver_version(driver),
         )
 
     def scope(self) -> AbstractContextManager[Any]:
@@ -299,6 +302,7 @@ class CupyRuntime:
     def read(self, x: Any, name: str) -> tuple[Array, str]:
         if isinstance(x, self._cupy.ndarray):
             return x, "cupy"
+        require_own_cuda()
         CupyDevice.borrows = True
         library = type(x).__module__.partition(".")[0]
         try:
@@ -356,14 +360,18 @@ class CupyRuntime:
         return self.device(array.data.device_id)
 
     def device(self, ordinal: int) -> CupyDevice:
+        require_own_cuda()
         # One object per device: kernels are remembered by it.
         return self._devices.get(ordinal) or self._devices.setdefault(ordinal, CupyDevice(ordinal))
 
     def count(self) -> int:
+        require_own_cuda()
         try:
-            return self._cupy.cuda.runtime.getDeviceCount()
+            count = self._cupy.cuda.runtime.getDeviceCount()
         except self._cupy.cuda.runtime.CUDARuntimeError:
             return 0
+        note_use()
+        return count
 
 
 @functools.cache
@@ -389,17 +397,3 @@ def _hint(error: BaseException) -> str:
     if "per-thread default stream" not in str(error):
         return ""
     return " It is CuPy's current stream: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM, or make another one current."
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _driver_version(cuda: int) -> str:
-    """The CUDA version of the driver, and where Linux tells it, the release: another release may compile otherwise."""
-    try:
-        module = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        module = ""
-    release = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", module, re.MULTILINE)
-    return f"CUDA {_dotted(cuda)}" + (f", {release[1]}" if release else "")
