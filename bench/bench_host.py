@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,19 @@ class Gpu:
     def is_capturing(self) -> bool:
         return False
 
+    def current_stream(self) -> Hashable:
+        return 0
+
     def keep_until_done(self, arrays: Iterable[StubArray]) -> None:
+        pass
+
+    def keep_elsewhere(self, memory: Any, stream: Hashable) -> None:
+        pass
+
+    def from_host(self, array: np.ndarray) -> StubArray:
+        return StubArray(array.shape, array.dtype)
+
+    def synchronize(self) -> None:
         pass
 
     def compile(self, source: str, entry: str, include: Path) -> bytes:
@@ -146,10 +158,12 @@ def cases(quick: bool) -> Iterator[Case]:
     gpu = Gpu()
     with _stubbed(gpu):
         _, residuals = flashcupy.attention_fwd(q, q, q, causal=True)
+    mask = flashcupy.BlockMask.causal((1024, 1024))
     rows = {
         "attention": partial(flashcupy.attention, q, q, q, causal=True),
         "attention, out= given": partial(flashcupy.attention, q, q, q, causal=True, out=out),
         "attention, many options": partial(flashcupy.attention, q, q, q, **options),
+        "attention, block_mask of the host": partial(flashcupy.attention, q, q, q, block_mask=mask),
         "attention_varlen, cu_seqlens on the host": partial(flashcupy.attention_varlen, packed, packed, packed, cu, cu),
         "attention_fwd": partial(flashcupy.attention_fwd, q, q, q, causal=True),
         "attention_bwd": partial(flashcupy.attention_bwd, q, residuals),

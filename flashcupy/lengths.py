@@ -78,7 +78,10 @@ def _values(array: Array) -> np.ndarray | None:
     from flashcupy.cuda.verdicts import check_mode
 
     device = runtime().device_of(array)
-    return device.to_host(array) if check_mode() == "values" and not device.is_capturing() else None
+    if check_mode() != "values":
+        return None
+    with device.scope():
+        return None if device.is_capturing() else device.to_host(array)
 
 
 def _check_starts(starts: np.ndarray, lengths: np.ndarray, name: str, total: int) -> None:

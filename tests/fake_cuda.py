@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +34,9 @@ class FakeDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> EmuArray:
         return EmuArray(np.frombuffer(b"\xff" * (math.prod(shape) * dtype.itemsize), dtype).reshape(shape).copy(), self)
+
+    def scope(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def is_capturing(self) -> bool:
         return False

@@ -38,8 +38,14 @@ SHARED_LIMITS = {
     "sm_100": 227 << 10,
     "sm_120": 99 << 10,
 }
+# The same of a multiprocessor, whose every block takes a kibibyte more from compute capability 8.0 on; and its threads.
+SHARED_OF_BLOCK = {arch: 0 if arch in ("sm_70", "sm_75") else 1 << 10 for arch in SHARED_LIMITS}
+SHARED_OF_MULTIPROCESSOR = {arch: limit + SHARED_OF_BLOCK[arch] for arch, limit in SHARED_LIMITS.items()}
+THREADS_OF_MULTIPROCESSOR = dict.fromkeys(SHARED_LIMITS, 2048) | {"sm_75": 1024}
+THREADS_OF_MULTIPROCESSOR |= dict.fromkeys(("sm_86", "sm_89", "sm_120"), 1536)
 REGISTERS = 64 << 10  # of a multiprocessor
 REGISTER_UNIT = 8  # a thread's registers are given out in eights
+STACK_UNIT = 16  # bytes
 
 
 class CompileError(Exception):
@@ -60,6 +66,11 @@ class Usage:
         """Registers that a block of `threads` occupies."""
         warps = -(-threads // 32)
         return -(-self.registers // REGISTER_UNIT) * REGISTER_UNIT * 32 * warps
+
+    @property
+    def arrays(self) -> int:
+        """Bytes of local memory that no spill accounts for: arrays that are indexed at run time, calls."""
+        return max(0, self.stack - -(-self.spill_stores // STACK_UNIT) * STACK_UNIT)
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,8 @@ class Row:
             found.append(f"{shared} bytes of shared memory, of {SHARED_LIMITS[self.arch]}")
         if not spills_allowed and self.usage.spill_stores + self.usage.spill_loads:
             found.append(f"spills {self.usage.spill_stores} + {self.usage.spill_loads} bytes")
+        if self.usage.arrays:
+            found.append(f"{self.usage.arrays} bytes of stack besides spills")
         return [f"{self.name} on {self.arch}: {fault}" for fault in found]
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
-from nvrtc import REGISTERS, SHARED_LIMITS
+from nvrtc import (
+    REGISTERS,
+    SHARED_LIMITS,
+    SHARED_OF_BLOCK,
+    SHARED_OF_MULTIPROCESSOR,
+    THREADS_OF_MULTIPROCESSOR,
+)
 
 from flashcupy.cuda import config, config_generic, matrix, table_sm80, table_sm80_bwd
 from flashcupy.cuda.config_sm80 import BUCKETS, MmaConfig, MmaTiles
@@ -33,6 +40,28 @@ def test_gpus_without_these_tensor_cores_are_not_compiled_for(arch):
     for what in ("plain", "all"):
         assert not any("sm80" in one.name for one in matrix.compile_configs(what, arch))
         assert any("sm80" in one.name for one in matrix.compile_configs(what, "compute_80"))
+
+
+def blocks_asked_for(unit, arch):
+    """What a kernel's bounds say that a multiprocessor shall hold."""
+    (blocks,) = re.findall(r"__launch_bounds__\(\d+(?:, ([^)]*))?\)", unit)
+    asked = re.fullmatch(r"(?:__CUDA_ARCH__ (<|==) (\d+) \? (\d) : )?(\d)", blocks or "1")
+    if asked[1] is None:
+        return int(asked[4])
+    own, limit = 10 * int(re.sub(r"\D", "", arch)), int(asked[2])
+    return int(asked[3] if (own < limit if asked[1] == "<" else own == limit) else asked[4])
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMITS)
+def test_a_multiprocessor_has_room_for_the_blocks_that_bounds_ask_for(arch):
+    """Registers for more blocks than there is room for are taken from threads for nothing."""
+    several = 0
+    for one in (one for what in ("plain", "all") for one in matrix.compile_configs(what, arch)):
+        blocks = blocks_asked_for(one.translation_unit(), arch)
+        assert blocks * (one.shared_bytes + SHARED_OF_BLOCK[arch]) <= SHARED_OF_MULTIPROCESSOR[arch], one.name
+        assert blocks * one.threads <= THREADS_OF_MULTIPROCESSOR[arch], one.name
+        several += blocks > 1
+    assert several
 
 
 def test_a_misspelt_table_is_refused():

@@ -14,6 +14,7 @@ from oracles import oracle
 from flashcupy import arrays
 from flashcupy.cuda import cupy_device
 from flashcupy.cuda.device import Device, Runtime
+from flashcupy.cuda.driver import driver_version
 from flashcupy.errors import UnsupportedError
 
 
@@ -79,11 +80,11 @@ class TestProperties:
     )
     def test_the_drivers_release(self, monkeypatch, text):
         monkeypatch.setattr(Path, "read_text", lambda path: text)
-        assert cupy_device._driver_version(12020) == "CUDA 12.2, 535.129.03"
+        assert driver_version(12020) == "CUDA 12.2, 535.129.03"
 
     def test_the_drivers_release_is_unknown(self, monkeypatch):
         monkeypatch.setattr(Path, "read_text", lambda path: "NVRM version: something else")
-        assert cupy_device._driver_version(13000) == "CUDA 13.0"
+        assert driver_version(13000) == "CUDA 13.0"
 
     def test_one_device_object_per_ordinal(self, fake):
         runtime = cupy_device.CupyRuntime()

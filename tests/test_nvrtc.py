@@ -152,6 +152,23 @@ def test_a_kernel_that_spills_is_caught():
     assert fault.startswith("spills on sm_80: spills ")
 
 
+@pytest.mark.parametrize(("index", "fault"), [("n + i & 31", ["128 bytes of stack besides spills"]), ("i", [])])
+def test_an_array_that_registers_cannot_hold_is_caught(index, fault):
+    source = f"""extern "C" __global__ void __launch_bounds__(32) indexed(int* x, int n) {{
+        int kept[32] = {{}};
+        for (int i = 0; i < 32; i++) kept[{index}] += x[32 * i + threadIdx.x];
+        for (int i = 0; i < 32; i++) x[32 * i + threadIdx.x] = kept[i];
+    }}"""
+    row = nvrtc.compile_config(nvrtc_library(MATRIX_NVRTC), Config("indexed", 32, 0, source), "sm_80")
+    for allowed in (False, True):
+        assert row.faults(allowed) == [f"indexed on sm_80: {one}" for one in fault]
+
+
+def test_a_stack_of_spills_is_no_fault_of_its_own():
+    assert Usage(255, stack=16, spill_stores=4, spill_loads=4).arrays == 0
+    assert Usage(255, stack=32, spill_stores=4, spill_loads=4).arrays == 16
+
+
 def test_faults_name_what_a_block_may_not_have():
     row = Row("k", "sm_75", 512, Usage(registers=129, static_shared=1024), 64 << 10, 0, 0.0)
     assert row.faults() == [

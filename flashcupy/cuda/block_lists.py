@@ -20,28 +20,27 @@ def mask_grid(mask: BlockMask) -> MaskGrid:
     )
 
 
-def list_addresses(mask: BlockMask, device: Device, *, transposed: bool) -> dict[str, int]:
-    """What kernels get of the lists, by slot name."""
-    name = "transposed_lists" if transposed else "lists"
+def lists_on(device: Device, mask: BlockMask, *, transposed: bool) -> DeviceLists:
+    """The lists that kernels get."""
     if mask.device == device.name and check_mode() == "values" and not device.is_capturing() and not is_checking():
         mask.check()
     lists = mask.transposed if transposed else mask.lists
     if isinstance(lists, BlockLists):
-        lists = _copied(mask, lists, device, name)
+        lists = _copied(mask, lists, device, transposed)
     if not lists.of_graph:
         keep_for_graph(device, lists)
-    return lists.slots(name)
+    return lists
 
 
-def _copied(mask: BlockMask, lists: BlockLists, device: Device, name: str) -> DeviceLists:
+def _copied(mask: BlockMask, lists: BlockLists, device: Device, transposed: bool) -> DeviceLists:
     def copy() -> DeviceLists:
         if device.is_capturing():
             raise NotWarmedUpError(
                 "the block_mask has no copy of its lists on the device yet, and none can be made while a graph is "
                 "captured: call flashcupy.warmup with it before"
             )
-        copies = DeviceLists.from_host(device, lists, transposed=name == "transposed_lists")
+        copies = DeviceLists.from_host(device, lists, transposed=transposed)
         device.synchronize()  # once: calls on other streams use them too
         return copies
 
-    return mask.device_copy((device.name, name), copy)
+    return mask.device_copy((device.name, transposed), copy)

@@ -1,7 +1,8 @@
-"""Memory of other libraries that kernels may still read when the call that queued them has returned.
+"""Memory that kernels may still read when the call that queued them has returned, and that others may reuse then.
 
-CuPy's view of such memory tells its owner that it is free again when the view dies, and waits for nothing. CuPy's own
-memory needs no keeping: its pool gives it to later work of the same stream.
+CuPy's view of another library's memory tells its owner that it is free again when the view dies, and waits for nothing.
+CuPy's own memory goes to later work of the stream that it was allocated on: it needs keeping where the library itself
+takes it to another stream.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from flashcupy.cuda.block_lists import list_addresses, mask_grid
+from flashcupy.cuda.block_lists import lists_on, mask_grid
 from flashcupy.cuda.config import tile_table
 from flashcupy.cuda.device import Device, runtime
+from flashcupy.cuda.device_lists import DeviceLists
 from flashcupy.cuda.launch import ReadyPlan
 from flashcupy.cuda.operands import Layout
 from flashcupy.cuda.plan import DIMS, PlanBuilder, Request
@@ -40,6 +41,7 @@ class Call:
         self.arrays: dict[str, Any] = {}
         self.host: list[tuple[str, np.ndarray]] = []
         self.addresses: dict[str, int] = {}
+        self._lists: list[DeviceLists] = []
         self._key: list[Any] = [problem.spec, tile_table(), self.device]
         for slot, name in _LARGE:
             array = getattr(problem, name)
@@ -72,12 +74,16 @@ class Call:
     def add_lists(self, *, transposed: bool) -> None:
         """Bring the block mask's lists to the device, if there is one."""
         if self.problem.block_mask is not None:
-            self.addresses.update(list_addresses(self.problem.block_mask, self.device, transposed=transposed))
+            lists = lists_on(self.device, self.problem.block_mask, transposed=transposed)
+            self._lists.append(lists)
+            self.addresses |= lists.slots("transposed_lists" if transposed else "lists")
 
     def run(self, ready: ReadyPlan) -> None:
-        """Launch a plan; what other libraries own outlives the launches."""
+        """Launch a plan; what others may reuse too early outlives the launches."""
         ready.run(self.device, self.addresses, self.host)
         self.device.keep_until_done(self._at_risk())
+        for lists in self._lists:
+            lists.keep()
 
     def _at_risk(self) -> Iterator[Any]:
         """Arrays on the device that their library may reuse too early.

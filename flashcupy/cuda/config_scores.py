@@ -12,6 +12,8 @@ from flashcupy.spec import AttentionSpec
 
 Scoring = Literal["block_mass", "pooled_scores"]
 
+_TURING = 64 << 10  # bytes of shared memory of a multiprocessor, the fewest there are
+
 
 @dataclass(frozen=True, slots=True)
 class ScoresConfig:
@@ -33,8 +35,12 @@ class ScoresConfig:
     def shared_bytes(self) -> int:
         return self.tiles.product_bytes
 
+    @property
+    def resident_blocks(self) -> str:
+        """Blocks that a multiprocessor shall hold. Left to itself ptxas spills for a third."""
+        return "2" if 2 * self.shared_bytes <= _TURING else "__CUDA_ARCH__ == 750 ? 1 : 2"
+
     def translation_unit(self) -> str:
-        # Two resident blocks: left to itself ptxas spills for a third.
         mass = self.kernel == "block_mass"
         params, arguments = (
             ("BlockMassParams", f"Tiles, {hooks(self.features)}") if mass else ("AttentionParams", "Tiles")
@@ -43,7 +49,7 @@ class ScoresConfig:
             f"#include <{self.kernel}.cu>\n"
             f"using Tiles = {self.tiles.cpp};\n"
             f'static_assert(sizeof(ProductShared<Tiles>) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
-            f'extern "C" __global__ void __launch_bounds__({self.threads}, 2) {self.name}('
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.resident_blocks}) {self.name}('
             f"const __grid_constant__ {params} params) {{\n"
             f"    {self.kernel}<{arguments}>(params);\n"
             "}\n"

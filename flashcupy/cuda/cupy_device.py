@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from flashcupy.arrays import bfloat16
 from flashcupy.cuda import nvrtc
 from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.device import Array, DeviceProperties
+from flashcupy.cuda.driver import dotted, driver_version
 from flashcupy.cuda.environment import LOG, lineinfo
-from flashcupy.cuda.streams import CudaStream, own_context
+from flashcupy.cuda.forks import note_use, require_own_cuda
+from flashcupy.cuda.streams import CudaStream, own_context, thread_token
 from flashcupy.foreign import require_plain_tensor
 
 _OLDEST_CUPY = (14, 2)
@@ -121,7 +123,7 @@ def _per_thread_default() -> bool:
     return get_default_stream_ptr() != _LEGACY_STREAM
 
 
-_LEGACY_STREAM = 1  # cudaStreamLegacy
+_LEGACY_STREAM, _PER_THREAD_STREAM = 1, 2  # cudaStreamLegacy, cudaStreamPerThread
 _CAPTURE_IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 
@@ -153,9 +155,10 @@ class CupyDevice:
         try:
             found = runtime.getDeviceProperties(self.ordinal)
         except runtime.CUDARuntimeError as error:
-            who = "no CUDA driver is installed" if driver == 0 else f"the driver is for CUDA {_dotted(driver)}"
-            needs = f"CuPy is for CUDA {_dotted(runtime.runtimeGetVersion())}"
+            who = "no CUDA driver is installed" if driver == 0 else f"the driver is for CUDA {dotted(driver)}"
+            needs = f"CuPy is for CUDA {dotted(runtime.runtimeGetVersion())}"
             raise RuntimeError(f"{self.name} cannot be used: {who}, {needs} ({error})") from None
+        note_use()
         capability = (found["major"], found["minor"])
         return DeviceProperties(
             name=found["name"].decode(),
@@ -164,7 +167,7 @@ class CupyDevice:
             multiprocessors=found["multiProcessorCount"],
             shared_memory=found["sharedMemPerBlockOptin"],
             compiler=compiler_version(),
-            driver=_driver_version(driver),
+            driver=driver_version(driver),
         )
 
     def scope(self) -> AbstractContextManager[Any]:
@@ -194,6 +197,10 @@ class CupyDevice:
         with self.scope():
             _cupy().get_default_memory_pool().free_all_blocks()
 
+    def current_stream(self) -> Hashable:
+        stream = _cupy().cuda.get_current_stream(self.ordinal).ptr
+        return stream if stream not in (0, _PER_THREAD_STREAM) or not _per_thread_default() else thread_token()
+
     def is_capturing(self) -> bool:
         cupy = _cupy()
         stream = cupy.cuda.get_current_stream(self.ordinal)
@@ -215,9 +222,16 @@ class CupyDevice:
         return isinstance(array.data.mem, _cupy().cuda.MemoryAsync)
 
     def keep_until_done(self, arrays: Iterable[Array]) -> None:
-        if not CupyDevice.borrows:
-            return
-        memory = [array.data.mem for array in arrays if _is_borrowed(array.data.mem)]
+        if CupyDevice.borrows:
+            self._keep([array.data.mem for array in arrays if _is_borrowed(array.data.mem)])
+        elif self._borrowed:
+            self._keep([])
+
+    def keep_elsewhere(self, memory: Any, stream: Hashable) -> None:
+        if stream != self.current_stream():
+            self._keep([memory])
+
+    def _keep(self, memory: list[Any]) -> None:
         if not memory and not self._borrowed:
             return
         if self.is_capturing():  # which asking for an event may break, and recording one would not do for replays
@@ -288,6 +302,7 @@ class CupyRuntime:
     def read(self, x: Any, name: str) -> tuple[Array, str]:
         if isinstance(x, self._cupy.ndarray):
             return x, "cupy"
+        require_own_cuda()
         CupyDevice.borrows = True
         library = type(x).__module__.partition(".")[0]
         try:
@@ -345,14 +360,18 @@ class CupyRuntime:
         return self.device(array.data.device_id)
 
     def device(self, ordinal: int) -> CupyDevice:
+        require_own_cuda()
         # One object per device: kernels are remembered by it.
         return self._devices.get(ordinal) or self._devices.setdefault(ordinal, CupyDevice(ordinal))
 
     def count(self) -> int:
+        require_own_cuda()
         try:
-            return self._cupy.cuda.runtime.getDeviceCount()
+            count = self._cupy.cuda.runtime.getDeviceCount()
         except self._cupy.cuda.runtime.CUDARuntimeError:
             return 0
+        note_use()
+        return count
 
 
 @functools.cache
@@ -378,17 +397,3 @@ def _hint(error: BaseException) -> str:
     if "per-thread default stream" not in str(error):
         return ""
     return " It is CuPy's current stream: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM, or make another one current."
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _driver_version(cuda: int) -> str:
-    """The CUDA version of the driver, and where Linux tells it, the release: another release may compile otherwise."""
-    try:
-        module = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        module = ""
-    release = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", module, re.MULTILINE)
-    return f"CUDA {_dotted(cuda)}" + (f", {release[1]}" if release else "")

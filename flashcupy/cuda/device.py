@@ -7,7 +7,7 @@ reach. All work is asynchronous, in the order of the device's current stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,10 @@ class Device(Protocol):
         """Give unused memory of the pool back to the driver."""
         ...
 
+    def current_stream(self) -> Hashable:
+        """Tell the current stream from others, as the pool does: what was allocated on it goes to its later work."""
+        ...
+
     def is_capturing(self) -> bool:
         """Whether the current stream records a CUDA graph."""
         ...
@@ -80,6 +84,13 @@ class Device(Protocol):
 
     def keep_until_done(self, arrays: Iterable[Array]) -> None:
         """Keep those that belong to other libraries until the current stream has passed this point.
+
+        For good while it captures. This is the current device.
+        """
+        ...
+
+    def keep_elsewhere(self, memory: Any, stream: Hashable) -> None:
+        """Keep what was allocated on `stream` until the current one has passed this point, if that is another.
 
         For good while it captures. This is the current device.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class DeviceLists(Lists):
         See `BlockLists`.
     order : int32 (B * H * nq,)
         Rows in the order in which they are computed.
+    stream : hashable
+        Where they were allocated: see `keep`.
     of_graph : bool
         Whether the memory belongs to the graph that was captured when it was allocated: see `keep_new_for_graph`.
     """
@@ -47,6 +50,7 @@ class DeviceLists(Lists):
     bits: Array
     bits_id: Array
     order: Array
+    stream: Hashable
     of_graph: bool = False
 
     @classmethod
@@ -67,6 +71,7 @@ class DeviceLists(Lists):
             bits=new(np.uint32, partial_capacity, grid.block_q, bitops.words(grid.block_k)),
             bits_id=new(np.int32, partial_capacity),
             order=order,
+            stream=device.current_stream(),
             of_graph=device.is_stream_ordered(order) and device.is_capturing(),
         )
 
@@ -75,7 +80,7 @@ class DeviceLists(Lists):
         """Copy lists; not while a graph is captured."""
         arrays = {name: device.from_host(np.ascontiguousarray(x)) for name, x in lists.trimmed().arrays().items()}
         order = device.from_host(longest_first(lists, last_first=not transposed))
-        return cls(lists.grid, device, **arrays, order=order)
+        return cls(lists.grid, device, **arrays, order=order, stream=device.current_stream())
 
     def overwrite(self, lists: BlockLists, *, last_first: bool) -> None:
         """Copy lists of the host, for which there is room, over these, in stream order; not while capturing."""
@@ -100,6 +105,14 @@ class DeviceLists(Lists):
         numbers["capacity"] = self.full_indices.shape[0]
         numbers["partial_capacity"], numbers["patterns"] = self.partial_indices.shape[0], self.bits.shape[0]
         return {f"{name}.{slot}": number for slot, number in numbers.items()}
+
+    def keep(self, owner: object = None) -> None:
+        """Keep the memory, or what owns it and more, until the current stream has passed this point.
+
+        A mask serves calls on any stream, and its user may let go of it when these have returned.
+        """
+        if not self.of_graph:  # whose memory nobody else gets
+            self.device.keep_elsewhere(self if owner is None else owner, self.stream)
 
     def check(self, transposed: DeviceLists | None) -> None:
         """Raise ValueError for what is wrong with the lists, or their transposed ones; waits for the device."""

@@ -105,12 +105,12 @@ class DeviceBuffers:
         if self.keeps_columns:
             assert self._columns is not None
             return self._columns
-        if self.device.is_capturing():
-            raise NotWarmedUpError(
-                "the block_mask keeps no transposed lists, and none can be made while a graph is captured: make it by "
-                "BlockMask.empty(..., transposed=True)"
-            )
-        with self._lock:
+        with self.device.scope(), self._lock:
+            if self.device.is_capturing():
+                raise NotWarmedUpError(
+                    "the block_mask keeps no transposed lists, and none can be made while a graph is captured: make it "
+                    "by BlockMask.empty(..., transposed=True)"
+                )
             if not self._columns_written or self._captured:
                 self._columns = self._new_lists(self.grid.mT, last_first=False)
                 if self._source is not None:
@@ -142,6 +142,7 @@ class DeviceBuffers:
                 keep_for_graph(self.device, self)
             ready.run(self.device, addresses, [])
             self.device.keep_until_done(arrays.values())
+            self.lists.keep(self)
 
     def _ready(self, source: Source, *, rows: bool, columns: bool) -> ReadyPlan:
         key = (self.device, self.grid, self.capacity, self.partial_capacity, tuple(self._scratch), rows, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,16 @@ class CudaStream:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self._pointer
+
+
+_local = threading.local()
+
+
+def thread_token() -> object:
+    """Tell the thread's own default stream from that of any other thread, past or to come."""
+    if not hasattr(_local, "token"):
+        _local.token = object()
+    return _local.token
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -100,7 +100,7 @@ class EmuDevice:
     """A GPU of some compute capability as far as choosing a kernel goes, and a CPU otherwise.
 
     Kernels may touch the memory of arrays made by `empty` and `from_host`, and what `register` was told of. Launches
-    are done when `launch` returns. ``capturing`` plays a stream capture: set it.
+    are done when `launch` returns. ``capturing`` plays a stream capture, and ``stream`` is the current one: set them.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class EmuDevice:
         self.capturing = False
         self.launches = 0
         self.streams: list[int] = []
+        self.stream = 0
         self.accesses = self.switches = 0  # of the last launch
         self.bank_conflicts: list[banks.BankConflicts] = []  # of the last launch that counted them
         self._registered: dict[int, Any] = {}
@@ -156,6 +157,9 @@ class EmuDevice:
     def free_cached(self) -> None:
         """Nothing is cached."""
 
+    def current_stream(self) -> Hashable:
+        return self.stream
+
     def is_capturing(self) -> bool:
         return self.capturing
 
@@ -174,6 +178,9 @@ class EmuDevice:
         return False
 
     def keep_until_done(self, arrays: Iterable[EmuArray]) -> None:
+        """Launches are done when they return."""
+
+    def keep_elsewhere(self, memory: Any, stream: Hashable) -> None:
         """Launches are done when they return."""
 
     def from_host(self, array: np.ndarray) -> EmuArray:
