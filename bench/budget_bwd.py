@@ -145,7 +145,12 @@ def of_weighing(kernel: Kernel, tiles: GradientTiles, *, masked: bool = False) -
         found["STS"] += scores // 2
         found["LOP3"] += scores // 2
     if kernel != "dq":  # each lane reads the terms of two neighbouring queries at once
-        found["LDS.128"] += _terms_bytes(tiles) * tiles.walk // (16 * 4)
+        found["LDS.128"] += (16 if split else 8) * tiles.walk // (16 * 4)
+    if not split:  # whether lse is large anywhere: all factors of a tile are looked at, or the lane's rows'
+        looks = scores_of_lane(tiles) * 4 // tiles.walk if kernel == "dq" else -(-tiles.walk // WARP)
+        found["FSETP"] += looks
+        if kernel != "dq":
+            found["LDS"] += looks
     if masked:
         for kind, share in (*OF_SCORE["edge"].items(), *([] if kernel == "dq" else [("FSEL", 1.0)])):
             found[kind] += round(share * scores)
@@ -159,7 +164,7 @@ def _columns(tiles: GradientTiles) -> int:
 
 
 def _terms_bytes(tiles: GradientTiles) -> int:
-    return 16 if tiles.kind == "split_tf32" else 8
+    return 16 if tiles.kind == "split_tf32" else 12
 
 
 def _add_loads(found: Counter[str], kernel: Kernel, tiles: GradientTiles) -> None:

@@ -26,13 +26,24 @@ __device__ inline RowSums row_sums(const AttentionParams& params, const Work& wo
     return sums;
 }
 
-__device__ inline void store_terms(RowTerms<false>* to, const RowSums& sums, double delta) {
-    *to = {static_cast<float>(sums.lse), static_cast<float>(delta)};
+__device__ inline void store_terms(SegmentTerms<false>& to, i32 n, const RowSums& sums, double delta) {
+    const float lse = static_cast<float>(sums.lse);
+    const bool large = fabsf(lse) > kLarge && lse != infinity<float>();
+    to.rows[n] = {large ? static_cast<float>(sums.reference) : lse, static_cast<float>(delta)};
+    to.large.of_row[n] = large ? static_cast<float>(sums.inverse_sum) : 0;
 }
 
-__device__ inline void store_terms(RowTerms<true>* to, const RowSums& sums, double delta) {
-    *to = {static_cast<float>(sums.reference), static_cast<float>(sums.inverse_sum), static_cast<float>(delta), 0};
+__device__ inline void store_terms(SegmentTerms<true>& to, i32 n, const RowSums& sums, double delta) {
+    to.rows[n] = {static_cast<float>(sums.reference), static_cast<float>(sums.inverse_sum), static_cast<float>(delta), 0};
 }
+
+// Rows between a sequence's last one and the end of its segment.
+__device__ inline void store_nothing(SegmentTerms<false>& to, i32 n) {
+    to.rows[n] = RowTerms<false>::nothing();
+    to.large.of_row[n] = 0;
+}
+
+__device__ inline void store_nothing(SegmentTerms<true>& to, i32 n) { to.rows[n] = RowTerms<true>::nothing(); }
 
 // d sink = -P(sink) * delta, for rows that saw a key.
 __device__ inline void store_sink(const AttentionParams& params, const Work& work, i64 row, const RowSums& sums, double delta) {
@@ -62,15 +73,15 @@ __device__ __forceinline__ void bwd_rows_sm80(const AttentionParams& params) {
             const i32 row = work.tile * kRows + n;
             if (row >= end) break;
             if (given(params.dq_parts)) clear_parts(segments(params, params.dq_parts, work, work.head, own.q), row, lane);
-            RowTerms<kPrecise>* terms = reinterpret_cast<RowTerms<kPrecise>*>(to.at(row)) + row % kSegment;
+            auto& terms = *reinterpret_cast<SegmentTerms<kPrecise>*>(to.at(row));
             if (row >= own.q.length) {
-                if (lane == 0) *terms = RowTerms<kPrecise>::nothing();
+                if (lane == 0) store_nothing(terms, row % kSegment);
                 continue;
             }
             const double delta = row_delta(params, work, own.q.start + row);
             if (lane != 0) continue;
             const RowSums sums = row_sums(params, work, own.q.start + row, own.k.length);
-            store_terms(terms, sums, delta);
+            store_terms(terms, row % kSegment, sums, delta);
             if (given(params.sink_rows)) store_sink(params, work, own.q.start + row, sums, delta);
         }
     }

@@ -53,7 +53,7 @@ struct alignas(128) MmaKeyShared {
     u8 v[Tiles::kOwner * Tiles::kVPitch];
     u8 q[Tiles::kStages][Tiles::kWalk * Tiles::kHeadPitch];
     u8 dout[Tiles::kStages][Tiles::kWalk * Tiles::kVPitch];
-    Terms<Tiles> terms[Tiles::kStages][Tiles::kWalk];
+    SegmentOf<Tiles> terms[Tiles::kStages][Tiles::kWalk / kSegment];
     GradientsForQ<Tiles, kAddsQ> gradients;
     // Of the head whose queries walk, and what the loop over tiles has no registers for.
     Work work;
@@ -302,7 +302,7 @@ private:
         for (int r = 0; r < Tiles::kRows; ++r) {
             const i32 row = Tiles::first_row(work) + Tiles::local_row(r);
             if (row >= queries.length) continue;
-            const float share = -terms_.own[r].weight(sink, static_cast<float>(kLog2E)) * terms_.own[r].delta;
+            const float share = -terms_.weight(r, sink, static_cast<float>(kLog2E)) * terms_.own[r].delta;
             store(params_.sink_rows, to + row * params_.sink_rows.row, seen_ >> r & 1u ? share : 0);
         }
     }

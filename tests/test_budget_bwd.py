@@ -64,9 +64,9 @@ def test_pipes():
     assert found["mufu"] == 128 * 64 / 16
     assert found["red"] == 4 * 64 * 128 / 16
     assert cycles("dkv", TILES, H100)["red"] == 0
-    assert found["l2"] == 64 * (512 + 8) / H100.l2_bytes
+    assert found["l2"] == 64 * (512 + 12) / H100.l2_bytes
     own = 8 * 512 * instructions("dkvq", TILES)["LDSM"]
-    dS, terms, copies = 2 * 128 * 64, 8 * 8 * 512, 64 * (512 + 8)
+    dS, terms, copies = 2 * 128 * 64, 8 * (8 * 512 + 2 * 128), 64 * (512 + 12)
     assert found["shared"] == (own + dS + terms + copies) / 128
     assert predict("dkvq", TILES, H100).bound == "shared"
     edge = predict("dkvq", TILES, H100, masked=True).cycles

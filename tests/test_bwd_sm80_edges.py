@@ -12,7 +12,7 @@ import gradients
 import numpy as np
 import pytest
 import tensor_cores
-from cases import FEATURES, NUMBERS, Case, Sizes
+from cases import DTYPES, FEATURES, NUMBERS, Case, Sizes
 from harness import check
 
 import flashcupy as fc
@@ -150,6 +150,23 @@ def test_scores_of_any_size(backend, size, numbers):
     for deterministic in (False, True):
         grads = gradients.of(backend.api, q, k, v, dout, deterministic=deterministic, **gradients.options(numbers))
         gradients.require_right(grads, q, k, v, dout, **gradients.options(numbers))
+
+
+@pytest.mark.parametrize(
+    "numbers", ["bfloat16", *(pytest.param(one, marks=pytest.mark.slow) for one in ("tf32", "float32"))]
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_scores_so_large_that_lse_is_rounded(backend, numbers, deterministic):
+    """All keys of most rows have one score, up to 1.2e7 in units of log2: exact in every dtype, as lse is not."""
+    q, k, v, dout = gradients.operands(numbers, head_dim=24)
+    rng = np.random.default_rng(5)
+    sizes = 2.0**23 * rng.uniform(0.5, 1, (2, 45, 1)) * rng.choice([-1, 1], (2, 45, 1))
+    large = np.eye(1, 24) * sizes.astype(DTYPES["bfloat16"])
+    q[...] = np.where(np.arange(45)[:, None] % 3 == 0, q, large)
+    k[..., 0] = 1
+    options = {"scale": 1.0, "causal": True, **gradients.options(numbers)}
+    grads = gradients.of(backend.api, q, k, v, dout, deterministic=deterministic, **options)
+    gradients.require_right(grads, q, k, v, dout, **options)
 
 
 def test_keys_that_there_are_not_add_nothing_to_dq(backend):

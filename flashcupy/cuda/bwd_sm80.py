@@ -56,7 +56,7 @@ def _config(build: PlanBuilder, kernel: Kernel) -> GradientConfig:
 
 def _rows(build: PlanBuilder, *, precise: bool, sinks: bool) -> None:
     spec = build.spec
-    build.segments("row_terms", 4 if precise else 2)
+    build.segments("row_terms", 4 if precise else 3)
     known = "stats" if "stats" in build.layouts else "lse"
     work = build.work(spec.q_len, ROWS_PER_BLOCK, 0, 1, spec.q_heads)
     operands = (*SEQUENCE_OPERANDS, "out", "dout", "dlse", known, "row_terms", "dq_parts")

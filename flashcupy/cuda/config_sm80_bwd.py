@@ -125,7 +125,7 @@ def gradient_bytes(kernel: Kernel, tiles: GradientTiles, schedule: Schedule) -> 
     if kernel in ("dq", "dbias"):
         pair = rounded_up(operands + fixed)
         return max(pair, rounded_up(4 * tiles.owner * tiles.walk)) if kernel == "dbias" else pair
-    terms = tiles.stages * tiles.walk * (16 if tiles.precise else 8)
+    terms = tiles.stages * tiles.walk * (16 if tiles.precise else 12)
     shared = tiles.owner * (pitch(tiles.walk, 2) + 2) if kernel == "dkvq" else _NO_GRADIENTS
     return rounded_up(operands + terms + shared + fixed + _SEGMENTS)
 

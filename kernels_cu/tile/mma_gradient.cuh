@@ -1,9 +1,8 @@
 // Gradients on fragments of tensor cores: P from what the forward knew of the row, dS = P * (dP - delta).
 #pragma once
 
-#include <schedule/segments.cuh>
-#include <tile/mma_copy.cuh>
 #include <tile/mma_split.cuh>
+#include <tile/mma_terms.cuh>
 #include <tile/mma_visibility.cuh>
 
 // Tiles of the backward: of the results' columns a block computes a chunk, where they are too many for its registers.
@@ -28,88 +27,6 @@ struct MmaGradientTiles : MmaTiles<Kind, kOwner, kWalk, kHeadDim, kVDim, kWarps,
 struct OperandPair {
     const u8 *a, *b;
 };
-
-// What a query row brings to its gradients: written by bwd_rows_sm80.cu.
-template <bool kPrecise>
-struct alignas(8) RowTerms {
-    float lse;  // in units of log2: P = exp2(s - lse); infinite where the row saw nothing
-    float delta;
-
-    __device__ __forceinline__ static RowTerms nothing() { return {infinity<float>(), 0}; }
-    __device__ __forceinline__ float weight(float product, float factor) const {
-        return exp2_approximate(multiply_add(product, factor, -lse));
-    }
-};
-
-// In float32 rounding lse would be an error of all of P.
-template <>
-struct alignas(16) RowTerms<true> {
-    float reference, inverse_sum;  // P = exp2(s - reference) * inverse_sum
-    float delta;
-    float unused;
-
-    __device__ __forceinline__ static RowTerms nothing() { return {0, 0, 0, 0}; }
-    __device__ __forceinline__ float weight(float product, float factor) const {
-        return power_of_two(multiply_add(product, factor, -reference)) * inverse_sum;
-    }
-};
-
-template <class Tiles>
-using Terms = RowTerms<Tiles::kPrecise>;
-
-// The terms of a segment.
-template <class Tiles>
-__device__ constexpr int terms_bytes() { return kSegment * sizeof(Terms<Tiles>); }
-
-// Terms of the lane's rows, where queries own the tile.
-template <class Tiles>
-struct OwnerTerms {
-    Terms<Tiles> own[Tiles::kRows];
-
-    // Of the tile's rows from `first` on.
-    __device__ __forceinline__ void load(const Segments& from, i32 first, i32 length) {
-#pragma unroll
-        for (int r = 0; r < Tiles::kRows; ++r) {
-            const i32 row = first + Tiles::local_row(r);
-            own[r] = row < length ? reinterpret_cast<const Terms<Tiles>*>(from.at(row))[row % kSegment]
-                                  : Terms<Tiles>::nothing();
-        }
-    }
-
-    struct Columns {
-        const OwnerTerms& terms;
-        __device__ __forceinline__ const Terms<Tiles>& at(int r, int) const { return terms.own[r]; }
-    };
-    __device__ __forceinline__ Columns columns(int) const { return {*this}; }
-};
-
-// Terms of the lane's columns, in shared memory, where queries walk. Two neighbours are read at once.
-template <class Tiles>
-struct WalkedTerms {
-    const Terms<Tiles>* walked;
-
-    struct alignas(16) Columns {
-        Terms<Tiles> two[2];
-        __device__ __forceinline__ const Terms<Tiles>& at(int, int i) const { return two[i]; }
-    };
-    __device__ __forceinline__ Columns columns(int c) const {
-        return *reinterpret_cast<const Columns*>(walked + Tiles::local_column(c));
-    }
-};
-
-// Terms of a tile's queries to shared memory, asynchronously; zeros for segments from `end` on.
-template <class Tiles, class Tile>
-__device__ __forceinline__ void copy_terms(Terms<Tiles>* to, const Segments& from, const Tile& tile, i32 end) {
-    constexpr int kEach = terms_bytes<Tiles>() / kPiece, kPieces = Tiles::kWalk / kSegment * kEach;
-#pragma unroll
-    for (int first = 0; first < kPieces; first += Tiles::kThreads) {
-        const int piece = first + thread_index_anew();
-        if (kPieces % Tiles::kThreads != 0 && piece >= kPieces) break;
-        const i32 row = tile.at(piece / kEach * kSegment);
-        copy_async_16(reinterpret_cast<u8*>(to) + piece * kPiece, from.at(row) + piece % kEach * kPiece,
-                      row < end ? kPiece : 0);
-    }
-}
 
 // Bits of a tile's scores that follow from coordinates alone, found before the products: registers are free then.
 template <class Tiles>
@@ -154,6 +71,8 @@ struct ScoreGradients {
     __device__ __forceinline__ ScoreGradients(const Schedule& schedule, Hooks& hooks, const Tile& tile, i32 first_row,
                                               bool masked, const OperandPair& owner, const OperandPair& walked,
                                               const RowsTerms& terms) {
+        bool large = false;
+        if constexpr (!Tiles::kPrecise) large = terms.any_large();  // behind the products it would spill
         const Place<Tiles, Tile, kTransposed> place = {first_row, tile};
         ScoreBits<Tiles> bits = {equal_bits<Tiles>(true), equal_bits<Tiles>(true)};
         masked |= Hooks::kHides || schedule.partial(tile);
@@ -167,6 +86,8 @@ struct ScoreGradients {
         const float survivors = static_cast<float>(hooks.survivors());
         if (masked) weigh<true>(weights, gradients, factor, survivors, bits, terms);
         else weigh<false>(weights, gradients, factor, survivors, bits, terms);
+        if constexpr (!Tiles::kPrecise)
+            if (large) multiply_large(weights, gradients, terms);
         if constexpr (kMayHide) seen = seen_by_warp(bits.visible);
         rows = 0;
 #pragma unroll

@@ -162,6 +162,22 @@ def huge_sink(backend: EmuBackend) -> None:
     require(got, want, 2.0**-10, least=1)
 
 
+def large_scores(backend: EmuBackend) -> None:
+    """Of some rows in the lower half of a segment all keys have one score, up to 1.2e7 in units of log2."""
+    q, k, v, dout, _ = _operands("bfloat16", _ONE_STAGE)
+    rng = np.random.default_rng(5)
+    sizes = 2.0**23 * rng.uniform(0.5, 1, (4, 45)) * rng.choice([-1, 1], (4, 45))
+    rows = np.isin(np.arange(45), [25, 27, 28, 30])
+    q[:, rows], k[..., 0] = 0, 1
+    q[:, rows, 0] = sizes[:, rows].astype(q.dtype)
+    _, residuals = backend.api.attention_fwd(q, k, v, scale=1.0)
+    expected = reference.attention_bwd(dout, q, k, v, scale=1.0)
+    coarse = naive_bwd(dout, q, k, v, q.dtype, scale=1.0)
+    for deterministic in (False, True):
+        grads = backend.api.attention_bwd(dout, residuals, deterministic=deterministic)
+        _require_right(grads, expected, coarse, 77, "highest")
+
+
 def one_key(backend: EmuBackend) -> None:
     """The weight of a row's only key is 1 where the backward's score is the forward's to the last bit.
 
@@ -194,6 +210,10 @@ MMA_BACKWARD: dict[str, Probe] = {
     "mma backward of tf32 operands": tf32_operands,
     "mma backward of float32": gradients("float32", _TWO_STAGES),
     "mma backward of one key": one_key,
+    "mma backward of large scores": large_scores,
+    "mma backward of large scores, from lse": gradients(
+        sizes=_ONE_STAGE, from_lse=True, sinks=np.full(4, 1000, np.float32), bias=np.full((45, 1), 1000, np.float16)
+    ),
     "mma backward of a mask": gradients(mask=_MASK),
     "mma backward of a sparse mask": gradients(mask=_SPARSE),
     "mma backward of features": gradients(dropout=0.3, seed=5, softcap=1.5),

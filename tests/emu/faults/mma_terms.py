@@ -1,0 +1,58 @@
+"""Faults in what rows bring to the tensor-core backward: lse and delta, and the factor of rows whose lse is large."""
+
+from __future__ import annotations
+
+from emu.faults.fault import Fault, faults_in
+
+_LARGE, _LARGE_LSE = "mma backward of large scores", "mma backward of large scores, from lse"
+
+# fmt: off
+MMA_TERMS: tuple[Fault, ...] = (
+    *faults_in(
+        "tile/mma_terms.cuh",
+        ("weights of scores without their factor", "exp2_approximate(multiply_add(product, factor, -lse))",
+         "exp2_approximate(product - lse)", "mma backward", "wrong nan"),
+        ("P is not normalised", "power_of_two(multiply_add(product, factor, -reference)) * inverse_sum",
+         "power_of_two(multiply_add(product, factor, -reference))", "mma backward of float32"),
+        ("terms of rows beyond the last", "if (row >= length) continue;", "if (row >= length + 64) continue;",
+         "mma backward of sinks, from lse", "bounds"),
+        ("terms of a segment's first row", "own[r] = segment.rows[row % kSegment]", "own[r] = segment.rows[0]",
+         "mma backward, deterministic", "wrong nan"),
+        ("terms of the lane's first row", "return terms.own[r];", "return terms.own[0];",
+         "mma backward, deterministic", "wrong nan"),
+        ("terms of the even columns", "const { return two[i]; }", "const { return two[0]; }", "mma backward"),
+        ("terms of the lane's first columns", "walked[c / 4].rows[first_row(c)]", "walked[c / 4].rows[first_row(0)]",
+         "mma backward"),
+        ("terms of the tile's first rows", "walked[c / 4].rows[first_row(c)]", "walked[0].rows[first_row(c)]",
+         "mma backward"),
+        ("terms of the tile's first segment", "tile.at(piece / kEach * kSegment)", "tile.at(0)", "mma backward"),
+        ("the first terms of a segment for all", "from.at(row) + piece % kEach * kPiece", "from.at(row)",
+         "mma backward"),
+        ("terms of segments that there are not", "row < end ? kPiece : 0", "kPiece", "mma backward of lists",
+         "bounds uninitialised"),
+        # ---- rows whose lse is large ----
+        ("P and dS of other rows are cleared", "return factor == 0 ? 1 : factor;", "return factor;", _LARGE),
+        ("a factor of the segment's first row", "large[r] = segment.large.of_row[row % kSegment]",
+         "large[r] = segment.large.of_row[0]", _LARGE),
+        ("a factor of the lane's first row", "or_one(terms.large[r])", "or_one(terms.large[0])", _LARGE),
+        ("the lane's first row alone is looked at", "any |= large[r] != 0", "any |= large[0] != 0", _LARGE),
+        ("the sink's weight without the factor", "own[r].weight(product, factor) * LargeFactors::or_one(large[r])",
+         "own[r].weight(product, factor)", _LARGE_LSE),
+        ("factors of the even columns", "or_one(two[i])", "or_one(two[0])", _LARGE),
+        ("factors of the lane's first columns", "walked[c / 4].large.of_row[first_row(c)]",
+         "walked[c / 4].large.of_row[first_row(0)]", _LARGE),
+        ("factors of the tile's first segment", "walked[c / 4].large.of_row", "walked[0].large.of_row", _LARGE),
+        ("the tile's first segment alone is looked at", "walked[lane / kLanesEach]", "walked[0]", _LARGE),
+        ("the segments' first rows alone are looked at", "of_row[lane % kLanesEach * kEach]", "of_row[0]", _LARGE),
+        ("each lane looks for itself", "any |= own.of_row[n] != 0;\n        return warp_any(any);",
+         "any |= own.of_row[n] != 0;\n        return any;", _LARGE),
+        ("P lacks the factor", "                weights.at[r][c + i] *= factors.factor(r, i);\n", "", _LARGE),
+        ("dS lacks the factor", "                gradients.at[r][c + i] *= factors.factor(r, i);\n", "", _LARGE),
+    ),
+    *faults_in(
+        "bwd_rows_sm80.cu",
+        ("lse is rounded whatever its size", "fabsf(lse) > kLarge", "fabsf(lse) > 1e30f", _LARGE),
+        ("lse is rounded far below zero", "fabsf(lse) > kLarge", "lse > kLarge", _LARGE),
+    ),
+)
+# fmt: on
