@@ -281,6 +281,44 @@ def test_every_row_of_the_tables_is_taken_somewhere(monkeypatch):
     assert listed == taken
 
 
+def one_stage_choices(arch):
+    """Configurations with one stage that the tables lead to, and their twins with two."""
+    for kernel, kind, dim, block in itertools.product(("fwd", "dkvq", "dkv", "dq"), KINDS, BUCKETS, (*BLOCKS, 32)):
+        need = Need(kind, dim, dim, (), block, SHARED_LIMITS[arch])
+        if kernel == "fwd":
+            yield need, table_sm80.configure(need)
+        elif kind in table_sm80_bwd.ADDS_QUERIES or (kernel != "dkvq" and dim <= table_sm80_bwd.WIDEST_SPLIT):
+            yield need, table_sm80_bwd.configure_gradient(kernel, need)
+
+
+@pytest.mark.parametrize("arch", SM80_ARCHS)
+def test_one_stage_is_taken_only_where_two_do_not_fit(arch):
+    """Shared memory of a multiprocessor, a kibibyte of it a block, and registers: more than 128 a thread."""
+    seen = 0
+    for need, one in one_stage_choices(arch):
+        if one.tiles.stages == 2 or (need.kind, need.head_dim, need.schedule) in table_sm80.SPILL_AHEAD:
+            continue
+        seen += 1
+        two = dataclasses.replace(one, tiles=dataclasses.replace(one.tiles, stages=2))
+        by_registers = max(one.blocks, REGISTERS // (136 * one.threads))
+        fit = [(SHARED_LIMITS[arch] + 1024) // (each.shared_bytes + 1024) for each in (one, two)]
+        assert min(fit[1], by_registers) < max(one.blocks, min(fit[0], by_registers)), one.name
+    assert seen
+
+
+def test_what_would_spill_looks_no_further_ahead():
+    for kind, dim, schedule in table_sm80.SPILL_AHEAD:
+        need = Need(kind, dim, dim, (), None if schedule == "band" else 64, A100)
+        assert table_sm80.configure(need).tiles.stages == 1
+
+
+def test_a_second_stage_costs_no_resident_block():
+    """16 rows of a list have one warp: of those, half as many would be resident."""
+    few, many = (table_sm80.configure(Need("f16", 192, 192, (), block, A100)) for block in (16, None))
+    assert (few.tiles.stages, many.tiles.stages) == (1, 2)
+    assert (few.tiles.warps, many.tiles.warps) == (1, 8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_has_no_larger_tiles(kind):
     for dim in BUCKETS:

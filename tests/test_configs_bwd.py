@@ -71,13 +71,13 @@ def test_sums_of_a_thread_by_hand():
 
 
 def test_shared_memory_by_hand():
-    """Rows of 128 and of 256 bytes; 8 bytes of terms a query; dS and a flag for each key; 116 bytes more."""
+    """Rows of 128 and of 256 bytes; 12 bytes of terms a query; dS and a flag for each key; 116 bytes more."""
 
     def nbytes(kernel, schedule="band"):
         return GradientConfig(kernel, GOOD, 1, schedule, ()).shared_bytes
 
     operands = (64 + 2 * 32) * (128 + 256)
-    terms, shared = 2 * 32 * 8, 64 * (64 + 2)
+    terms, shared = 2 * 32 * 12, 64 * (64 + 2)
     assert nbytes("dkv") == -(-(operands + terms + 16 + 116) // 128) * 128
     assert nbytes("dkvq") == -(-(operands + terms + shared + 116) // 128) * 128
     assert nbytes("dkvq", "list") == -(-(operands + terms + shared + 116 + 3 * 2 * 12) // 128) * 128

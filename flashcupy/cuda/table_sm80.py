@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol, TypeVar
 
 from flashcupy.cuda.config import Schedule, features, tile_table
-from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig, MmaTiles, OperandTiles, shared_bytes
+from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig, MmaTiles, OperandTiles
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
 
@@ -15,6 +16,10 @@ LEAST_SHARED = 99 << 10
 # H100 and their kin by NVIDIA's data sheets. On GeForce the two are about as fast; of newer ones it is not known.
 FAST_TF32 = frozenset({(8, 0), (9, 0)})
 _RESERVED = 1 << 10  # shared memory that a resident block takes besides its own
+_REGISTERS = 64 << 10  # of a multiprocessor
+_LEAST_REGISTERS = 136  # of a thread, in kernels of heads so wide that tables ask for one stage
+# Forwards that would spill with a second stage, by 54 and 212 bytes on A100.
+SPILL_AHEAD = frozenset[tuple[str, int, str]]({("split_tf32", 192, "list"), ("split_tf32", 256, "band")})
 
 
 class Choice(NamedTuple):
@@ -42,8 +47,9 @@ def tried(kernel: str) -> Choice | None:
     return chosen if isinstance(chosen, Choice) else None
 
 
-# By the larger of the two buckets; the first whose blocks fit into shared memory is taken. Two resident blocks hide
-# each other's waiting. The last of each row fits LEAST_SHARED.
+# By the larger of the two buckets; the first whose blocks fit into shared memory is taken, with a second stage where
+# that is free (`first_that_fits`). Two resident blocks hide each other's waiting. The last of each row fits
+# LEAST_SHARED.
 _Table = dict[int, tuple[Choice, ...]]
 
 _SIXTEEN_BITS: _Table = {
@@ -121,10 +127,13 @@ def configure(need: Need) -> MmaConfig:
     UnsupportedError
         If shared memory holds none of the tiles.
     """
-    for choice in _candidates(need):
+
+    def made(choice: Choice) -> MmaConfig:
         tiles = _tiles(need, choice)
-        if fits(need, choice, shared_bytes(tiles, need.schedule)):
-            return MmaConfig("fwd", tiles, resident(choice, tiles), need.schedule, need.features)
+        return MmaConfig("fwd", tiles, resident(choice, tiles), need.schedule, need.features)
+
+    if found := first_that_fits(need, _candidates(need), made):
+        return found
     raise UnsupportedError(
         f"no tiles for head_dim {need.head_dim} and v's {need.v_dim} columns fit into {need.shared_memory} bytes of "
         "shared memory"
@@ -134,6 +143,45 @@ def configure(need: Need) -> MmaConfig:
 def fits(need: Need, choice: Choice, shared: int) -> bool:
     """Whether as many blocks as a choice asks for fit into a multiprocessor, each with `shared` bytes."""
     return choice.blocks * (shared + _RESERVED) <= need.shared_memory + _RESERVED
+
+
+class _Config(Protocol):
+    @property
+    def threads(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
+
+
+_Made = TypeVar("_Made", bound=_Config)
+
+
+def first_that_fits(need: Need, choices: Iterable[Choice], made: Callable[[Choice], _Made]) -> _Made | None:
+    """Make the first choice that fits; with two stages where one is asked for, if they cost no resident block.
+
+    Copies of the next tile are under way during all of this one then, and not during half of it.
+    """
+    for choice in choices:
+        one = made(choice)
+        if not fits(need, choice, one.shared_bytes):
+            continue
+        if choice.stages == 2 or tile_table() != "real" or not _looks_ahead(need):
+            return one
+        two = made(choice._replace(stages=2))
+        return two if _residents(need, two) >= _residents(need, one) else one
+    return None
+
+
+def _residents(need: Need, config: _Config) -> int:
+    """Blocks on a multiprocessor, as shared memory and registers have room for them."""
+    by_registers = max(config.blocks, _REGISTERS // (_LEAST_REGISTERS * config.threads))
+    return min((need.shared_memory + _RESERVED) // (config.shared_bytes + _RESERVED), by_registers)
+
+
+def _looks_ahead(need: Need) -> bool:
+    """Whether registers have room for two stages: the tile after the next one is known, too."""
+    return not need.features and (need.kind, bucket(need.head_dim), need.schedule) not in SPILL_AHEAD
 
 
 class Owners(NamedTuple):

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from flashcupy.cuda.config import features, tile_table
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind
-from flashcupy.cuda.config_sm80_bwd import GradientConfig, GradientTiles, Kernel, gradient_bytes
+from flashcupy.cuda.config_sm80_bwd import GradientConfig, GradientTiles, Kernel
 from flashcupy.cuda.table_sm80 import (
     MOST_LISTED,
     MOST_LOOKED_AT,
     Choice,
     Need,
     bucket,
-    fits,
+    first_that_fits,
     kind_of,
     owners,
     resident,
@@ -33,8 +33,9 @@ ADDS_QUERIES = frozenset[Kind]({"f16", "bf16"})
 
 _Table = dict[int, tuple[Choice, ...]]
 
-# By the larger of the two buckets; the first whose blocks fit into shared memory is taken. The last of each row fits
-# LEAST_SHARED. A block has 16 keys a warp where results are wide, 32 where registers allow.
+# By the larger of the two buckets; the first whose blocks fit into shared memory is taken, with a second stage where
+# that is free (`first_that_fits`). The last of each row fits LEAST_SHARED. A block has 16 keys a warp where results are
+# wide, 32 where registers allow.
 _KEYS_SIXTEEN_BITS: _Table = {
     32: (Choice(128, 64, 4, 2, 2), Choice(128, 32, 4, 2, 2)),
     64: (Choice(128, 32, 4, 2, 2), Choice(128, 32, 4, 2, 1)),
@@ -104,10 +105,13 @@ def configure_gradient(kernel: Kernel, need: Need) -> GradientConfig:
     UnsupportedError
         If shared memory holds none of the tiles.
     """
-    for choice in _candidates(kernel, need):
+
+    def made(choice: Choice) -> GradientConfig:
         tiles = _tiles(kernel, need, choice)
-        if fits(need, choice, gradient_bytes(kernel, tiles, need.schedule)):
-            return GradientConfig(kernel, tiles, resident(choice, tiles), need.schedule, need.features)
+        return GradientConfig(kernel, tiles, resident(choice, tiles), need.schedule, need.features)
+
+    if found := first_that_fits(need, _candidates(kernel, need), made):
+        return found
     raise UnsupportedError(
         f"no tiles for gradients of head_dim {need.head_dim} and v's {need.v_dim} columns fit into "
         f"{need.shared_memory} bytes of shared memory"
