@@ -174,6 +174,19 @@ def test_each_operand_has_a_path_of_its_own(backend, which):
     assert gradients.equal(gradients.of(backend.api, *operands, deterministic=True), plain)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("dims", "pad"), [((100, 36), 0), ((36, 100), 4), ((38, 34), 2)])
+def test_rows_that_are_no_whole_pieces(backend, dims, pad, deterministic):
+    """Copies of 8 bytes and of 4; a NaN beside a row would show."""
+    operands = gradients.operands("float16", head_dim=dims[0], v_dim=dims[1])
+    frames = [np.full((*x.shape[:-1], x.shape[-1] + pad), np.nan, x.dtype) for x in operands]
+    views = [frame[..., : x.shape[-1]] for frame, x in zip(frames, operands, strict=True)]
+    for view, x in zip(views, operands, strict=True):
+        view[...] = x
+    grads = gradients.of(backend.api, *views, causal=True, deterministic=deterministic)
+    gradients.require_right(grads, *operands, causal=True)
+
+
 def test_what_lies_beside_the_columns_is_not_touched(backend):
     """Head dims between buckets: a NaN beside them would show, and so would a gradient that is too wide."""
     operands = gradients.operands("float16")

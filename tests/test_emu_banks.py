@@ -84,6 +84,10 @@ def test_ldmatrix_and_asynchronous_copies_go_by_eight_rows(device, case):
         ("\np.out[t] = reinterpret_cast<u8*>(s.x)[t * 8];", 2, 1),
         ("if (t < 3)\ncopy_async_16(s.x + t * 4, p.source, 16);", 1, 1),
         ("if (t % 8 == 0)\ncopy_async_16(s.x + t * 4, p.source, 16);", 4, 1),
+        ("\ncopy_async_8(s.x + t * 2, p.source, 8);", 2, 2),
+        ("\ncopy_async_8(s.x + t * 4, p.source, 8);", 4, 2),
+        ("\ncopy_async_4(s.x + t, p.source, 4);", 1, 1),
+        ("\ncopy_async_4(s.x + t * 2, p.source, 4);", 2, 1),
     ],
 )
 def test_some_lanes_and_parts_of_words(device, body, wavefronts, least):

@@ -43,6 +43,27 @@ def test_the_rest_of_the_sixteen_bytes_is_zeros(device, bytes_of_source):
     np.testing.assert_array_equal(out.get(), np.concatenate([np.full(16, 99), want]))
 
 
+@pytest.mark.parametrize(("size", "bytes_of_source"), [(size, n) for size in (4, 8) for n in range(size + 1)])
+def test_copies_of_less_than_sixteen_bytes(device, size, bytes_of_source):
+    """What lies behind them stays as it is."""
+    source = device.from_host(np.arange(1, 33, dtype=np.uint8))
+    out = device.empty((32,), np.uint8)
+    body = f"""
+    if (t < 32) s.x[t] = 99;
+    block_sync();
+    if (t == 3) {{
+        copy_async_{size}(s.x + {size}, p.source + {size}, p.bytes); copy_async_commit(); copy_async_wait<0>();
+    }}
+    block_sync();
+    if (t < 32) p.out[t] = s.x[t];
+    """
+    run(device, body, 64, 1, "alignas(16) u8 x[32];", source=source, out=out, bytes=bytes_of_source)
+    want = np.full(32, 99, np.uint8)
+    want[size : 2 * size] = 0
+    want[size : size + bytes_of_source] = np.arange(size, size + bytes_of_source) + 1
+    np.testing.assert_array_equal(out.get(), want)
+
+
 # A ring of stages: each block adds up tiles of 64 words that its threads copied for one another.
 RING = """
 u32 sum = 0;
@@ -203,6 +224,38 @@ MISUSE = {
     "misaligned: source": (
         f"if (t == 5) {{ copy_async_16(s.x, p.source + 2, 8); {WAIT} }}",
         f"if (t == 5) {{ copy_async_16(s.x, p.source + 4, 8); {WAIT} }}",
+    ),
+    "misaligned: destination of 8 bytes": (
+        f"if (t == 5) {{ copy_async_8(s.x + 1, p.source, 8); {WAIT} }}",
+        f"if (t == 5) {{ copy_async_8(s.x + 2, p.source, 8); {WAIT} }}",
+    ),
+    "misaligned: source of 8 bytes": (
+        f"if (t == 5) {{ copy_async_8(s.x, p.source + 1, 8); {WAIT} }}",
+        f"if (t == 5) {{ copy_async_4(s.x, p.source + 1, 4); {WAIT} }}",
+    ),
+    "misaligned: source of 4 bytes": (
+        f"if (t == 5) {{ copy_async_4(s.x, reinterpret_cast<const u8*>(p.source) + 2, 2); {WAIT} }}",
+        f"if (t == 5) {{ copy_async_4(s.x, reinterpret_cast<const u8*>(p.source) + 4, 2); {WAIT} }}",
+    ),
+    "race: the second word of 8 bytes": (
+        f"if (t == 5) {{ copy_async_8(s.x, p.source, 4); {WAIT} }} if (t == 6) sum = s.x[1];",
+        f"if (t == 5) {{ copy_async_8(s.x, p.source, 4); {WAIT} }} if (t == 6) sum = s.x[2];",
+    ),
+    "race: neighbours' copies overlap": (
+        f"if (t < 4) {{ copy_async_8(s.x + t / 2 * 2, p.source, 8); {WAIT} }}",
+        f"if (t < 4) {{ copy_async_8(s.x + t * 2, p.source, 8); {WAIT} }}",
+    ),
+    "bounds: 8 bytes behind shared memory": (
+        f"if (t == 5) {{ copy_async_8(s.y + 4, p.source, 8); {WAIT} }}",
+        f"if (t == 5) {{ copy_async_8(s.y + 2, p.source, 8); {WAIT} }}",
+    ),
+    "bounds: 4 bytes over the source's end": (
+        f"if (t == 5) {{ copy_async_4(s.x, p.ragged + 6, 1); {WAIT} }}",
+        f"if (t == 5) {{ copy_async_4(s.x, p.ragged + 5, 4); {WAIT} }}",
+    ),
+    "undefined: more than eight bytes": (
+        f"if (t == 5) {{ copy_async_8(s.x, p.source, 9); {WAIT} }}",
+        f"if (t == 5) {{ copy_async_8(s.x, p.source, 8); {WAIT} }}",
     ),
     "undefined: more than sixteen bytes": (
         f"if (t == 5) {{ copy_async_16(s.x, p.source, 17); {WAIT} }}",

@@ -169,8 +169,9 @@ def test_a_report_names_the_other_block():
         run(device, "if (t == 3 + 2 - b) p.out[5] = t;", 64, 3, out=_words(device, 8))
 
 
-# Random programs. Each thread of a block runs a list of operations, one a step: read or write some bytes, copy 16 bytes
-# asynchronously, commit or wait, or meet the other threads of its warp or of its block, which all do at the same step.
+# Random programs. Each thread of a block runs a list of operations, one a step: read or write some bytes, copy 4, 8 or
+# 16 asynchronously, commit or wait, or meet the other threads of its warp or of its block, which all do at the same
+# step.
 NOTHING, READ, WRITE, WARP, BLOCK, COPY, COMMIT, WAIT = range(8)
 STEPS, THREADS, BYTES = 20, 96, 32
 INTERPRETER = """
@@ -189,7 +190,11 @@ for (u32 step = 0; step < p.steps; ++step) {
     }
     if (operation[0] == 3) warp_sync();
     if (operation[0] == 4) block_sync();
-    if (operation[0] == 5) copy_async_16(at, p.program, operation[2]);
+    if (operation[0] == 5) {
+        if (operation[3] == 16) copy_async_16(at, p.program, operation[2]);
+        if (operation[3] == 8) copy_async_8(at, p.program, operation[2]);
+        if (operation[3] == 4) copy_async_4(at, p.program, operation[2]);
+    }
     if (operation[0] == 6) copy_async_commit();
     if (operation[0] == 7 && operation[1] == 0) copy_async_wait<0>();
     if (operation[0] == 7 && operation[1] == 1) copy_async_wait<1>();
@@ -222,7 +227,13 @@ def _program(rng, blocks, copies):
                 offset = size * rng.integers(BYTES // size)
                 operations[thread, :3] = [WRITE if rng.random() < writes else READ, offset, size]
                 if rng.random() < copies:
-                    operations[thread, :3] = [COPY, 16 * rng.integers(BYTES // 16), rng.choice([0, 7, 16])]
+                    size = rng.choice([4, 8, 16, 16])
+                    operations[thread] = [
+                        COPY,
+                        size * rng.integers(BYTES // size),
+                        rng.choice([0, size // 2 - 1, size]),
+                        size,
+                    ]
     return program
 
 
@@ -263,8 +274,8 @@ def _has_race(program, in_shared):
     for block, step in np.ndindex(len(program), STEPS):
         operations = program[block, :, step]
         for thread in np.flatnonzero(operations[:, 0] > BLOCK):
-            kind, argument = map(int, operations[thread, :2])
-            if kind == COPY and oracle.races(block, thread, COPY, argument, 16):
+            kind, argument, _, size = map(int, operations[thread])
+            if kind == COPY and oracle.races(block, thread, COPY, argument, size):
                 return True
             if kind == COMMIT:
                 oracle.groups[block, thread].append([])

@@ -131,6 +131,39 @@ def test_what_lies_beyond_the_columns_is_not_read(backend):
     assert np.array_equal(out, backend.api.attention(*_operands("float16")))
 
 
+def _between_nan(x, pad):
+    """Rows `pad` elements apart from one another, with NaN in between; so are what comes before and after them."""
+    frame = np.full((*x.shape[:-1], x.shape[-1] + pad), np.nan, x.dtype)
+    whole = np.concatenate([np.full(16, np.nan, x.dtype), frame.ravel(), np.full(16, np.nan, x.dtype)])
+    view = whole[16:-16].reshape(frame.shape)[..., : x.shape[-1]]
+    view[...] = x
+    return view
+
+
+# Elements of 16 bits: rows are multiples of 8 bytes, of 4, and of 8 with half a copy of columns that are not there.
+_HALVES = [(100, 0), (36, 0), (100, 4), (100, 2), (38, 0), (34, 2), (35, 1), (37, 3), (98, 30)]
+
+
+@pytest.mark.parametrize(("head_dim", "pad"), _HALVES)
+def test_rows_that_are_no_whole_pieces(backend, head_dim, pad):
+    """They come by copies of 8 or 4 bytes, whichever way those arrive; nothing beside a row is read."""
+    operands = _operands("float16", head_dim=head_dim, v_dim=head_dim)
+    results = backend.api.attention(*(_between_nan(x, pad) for x in operands), causal=True, return_lse=True)
+    _require_right(results, *operands, causal=True)
+    gathered = (tensor_cores.filled("spaced", x) for x in operands)
+    want = backend.api.attention(*gathered, causal=True, return_lse=True)
+    assert all(np.array_equal(got, other) for got, other in zip(results, want, strict=True))
+
+
+@pytest.mark.parametrize("numbers", ["tf32", "float32"])
+@pytest.mark.parametrize("head_dim", [33, 34, 40])
+def test_words_that_are_no_whole_pieces(backend, head_dim, numbers):
+    """Rounded where their thread copied them, in every order of arrival."""
+    operands = _operands(numbers, head_dim=head_dim, v_dim=head_dim)
+    results = backend.api.attention(*(_between_nan(x, 1) for x in operands), return_lse=True, **_options(numbers))
+    _require_right(results, *operands, **_options(numbers))
+
+
 @pytest.mark.parametrize("numbers", ["tf32", "float32"])
 @pytest.mark.parametrize("payload", [0x7F800001, 0x7FC00000, 0x7FFFFFFF])
 def test_a_nan_of_any_payload_stays_one(backend, numbers, payload):

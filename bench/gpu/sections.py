@@ -69,7 +69,7 @@ def dense_problems(direction: Direction) -> Iterator[Problem]:
         yield square(direction, "bfloat16", 128, length)
     for head_dim in (64, 256):
         yield square(direction, "bfloat16", head_dim, 2048, causal=True)
-    for dtype, head_dim in (("float16", 64), ("float32", 64), ("bfloat16", 96)):
+    for dtype, head_dim in (("float16", 64), ("float32", 64), ("bfloat16", 96), ("bfloat16", 100)):
         yield square(direction, dtype, head_dim, 2048, tokens=4096, causal=True)
 
 

@@ -14,6 +14,23 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
                  : "memory");
 }
 
+// cp.async.ca.shared.global.L2::128B: 8 or 4 bytes, through L1, both addresses aligned to as many.
+__device__ __forceinline__ void copy_async_8(void* shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;"
+                 :
+                 : "r"(static_cast<u32>(__cvta_generic_to_shared(shared))), "l"(__cvta_generic_to_global(global)),
+                   "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4, %2;"
+                 :
+                 : "r"(static_cast<u32>(__cvta_generic_to_shared(shared))), "l"(__cvta_generic_to_global(global)),
+                   "r"(bytes)
+                 : "memory");
+}
+
 // cp.async.commit_group: the thread's copies since its last commit are one group, be it an empty one.
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 

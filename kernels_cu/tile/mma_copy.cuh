@@ -1,4 +1,5 @@
-// Rows of an operand to swizzled shared memory, as they are: by cp.async where addresses allow, element by element where not.
+// Rows of an operand to swizzled shared memory, as they are: by cp.async of 16 bytes where addresses allow, of 8 or 4 where
+// those do, element by element otherwise.
 #pragma once
 
 #include <ptx/barrier.cuh>
@@ -51,6 +52,48 @@ __device__ __forceinline__ void gather_rows(
     }
 }
 
+constexpr int kHalf = 8;  // bytes of half a piece
+
+// Bytes that cp.async may bring at once where rows are not in_pieces: 8, 4, or 0 where elements have to be gathered. All
+// threads of a block agree.
+template <int kItem>
+__device__ __forceinline__ int half_bytes(const Operand& operand, const u8* base) {
+    const u32 low_bits = static_cast<u32>(reinterpret_cast<u64>(base)) | static_cast<u32>(operand.row);
+    if (operand.column != kItem || low_bits % 4 != 0) return 0;
+    return low_bits % kHalf == 0 ? kHalf : 4;
+}
+
+// Rows by halves of pieces, in one copy each or in two. Few instructions before speed: the way of pieces is beside it.
+template <class Tiles, int kCount, int kBytes, int kPitch, class At>
+__device__ __forceinline__ void copy_halves(
+    u8* to, const Operand& operand, const u8* base, const Span& there, const At& at, i32 first, i32 columns, bool whole) {
+    constexpr int kItem = Tiles::Kind::kItem, kEach = kBytes / kHalf;
+#pragma unroll 1
+    for (int place = thread_index_anew(); place < kCount * kEach; place += Tiles::kThreads) {
+        const int r = place / kEach, byte = place % kEach * kHalf;
+        const i32 row = at(r);
+        const i32 bytes = there.has(row) ? max((columns - first) * kItem - byte, 0) : 0;
+        const u8* source = base + row * operand.row + first * kItem + byte;
+        u8* own = to + swizzled<kPitch>(r, byte);
+        if (whole) {
+            copy_async_8(own, source, min(bytes, kHalf));
+        } else {
+            copy_async_4(own, source, min(bytes, 4));
+            copy_async_4(own + 4, source + 4, max(min(bytes, kHalf) - 4, 0));
+        }
+    }
+}
+
+template <class Tiles, int kCount, int kBytes, int kPitch>
+__device__ __forceinline__ void round_halves(u8* rows) {
+    constexpr int kEach = kBytes / kHalf;
+#pragma unroll 1
+    for (int place = thread_index_anew(); place < kCount * kEach; place += Tiles::kThreads) {
+        u32* own = reinterpret_cast<u32*>(rows + swizzled<kPitch>(place / kEach, place % kEach * kHalf));
+        own[0] = Tiles::Kind::rounded_any(own[0]), own[1] = Tiles::Kind::rounded_any(own[1]);
+    }
+}
+
 // kCount rows, `at(r)` telling their coordinates (neighbours of at(0) where kRun), of columns [first, first + kBytes / kItem).
 // Zeros for rows that are not there, and for columns beyond `columns`. The asynchronous part is not committed, and not
 // rounded: round_rows does that. A barrier comes before: shared memory may be in use.
@@ -59,8 +102,11 @@ __device__ __forceinline__ void copy_rows(
     u8* to, const Operand& operand, const u8* base, const Span& there, const At& at, i32 first, i32 columns) {
     constexpr int kItem = Tiles::Kind::kItem;
     using Own = OwnPieces<Tiles, kCount, kBytes>;
-    if (!in_pieces<kItem>(operand, base, columns))
+    if (!in_pieces<kItem>(operand, base, columns)) {
+        if (const int bytes = half_bytes<kItem>(operand, base))
+            return copy_halves<Tiles, kCount, kBytes, kPitch>(to, operand, base, there, at, first, columns, bytes == kHalf);
         return gather_rows<Tiles, kCount, kBytes, kPitch, kRounds>(to, operand, base, there, at, first, columns);
+    }
     const Own own;
     const i32 bytes = (columns - first) * kItem - own.byte;
     const u8* column = base + first * kItem + own.byte;
@@ -86,7 +132,10 @@ __device__ __forceinline__ void copy_rows(
 template <class Tiles, int kCount, int kBytes, int kPitch>
 __device__ __forceinline__ void round_rows(u8* rows, const Operand& operand, const u8* base, i32 columns) {
     using Own = OwnPieces<Tiles, kCount, kBytes>;
-    if (!in_pieces<Tiles::Kind::kItem>(operand, base, columns)) return;  // gathered ones are rounded
+    if (!in_pieces<Tiles::Kind::kItem>(operand, base, columns)) {
+        if (half_bytes<Tiles::Kind::kItem>(operand, base)) round_halves<Tiles, kCount, kBytes, kPitch>(rows);
+        return;  // gathered ones are rounded
+    }
     const Own own;
 #pragma unroll
     for (int r = 0; r < kCount; r += Own::kStep) {

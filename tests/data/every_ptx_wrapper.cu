@@ -31,6 +31,8 @@ __device__ __forceinline__ void tensor_cores(const WrapperParams& params, Wrappe
     u32 a[4], b[4];
     float d[4] = {};
     copy_async_16(&shared.words[thread * 4], &params.words[thread * 4], params.halves[0]);
+    copy_async_8(&shared.words[thread * 4], &params.words[thread * 4], params.halves[1]);
+    copy_async_4(&shared.words[thread * 4 + 2], &params.words[thread * 4 + 2], params.halves[2]);
     copy_async_commit();
     copy_async_wait<0>();
     warp_sync();

@@ -19,6 +19,7 @@ from emu.probes.mma_exact import (
     TWO_TILES_A_WARP,
     aligned_rows,
     exact,
+    halves,
     undetected,
 )
 from emu.probes.mma_numbers import (
@@ -78,6 +79,7 @@ MMA: dict[str, Probe] = {
     "mma writes float32": exact(out="float32"),
     "mma layouts": exact(layouts=tuple(LAYOUTS.values())),
     "mma layouts of float32": exact("tf32", layouts=tuple(LAYOUTS.values())),
+    "mma halves": exact(sizes=_ODD, layouts=(halves(4), halves(2))),
     "mma odd columns": exact(sizes=_ODD, layouts=(aligned_rows, np.copy)),
     "mma negative scale": exact(scale=-2 * LN2),
     "mma negative scale, tf32": exact("tf32", scale=-2 * LN2),
@@ -119,7 +121,8 @@ MMA: dict[str, Probe] = {
     "mma far": far,
     "mma rising float32": rising(np.float32),
     "mma tf32 operands": tf32_operands(LAYOUTS["wide rows"]),
-    "mma tf32 operands gathered": tf32_operands(LAYOUTS["odd rows"]),
+    "mma tf32 operands gathered": tf32_operands(LAYOUTS["spaced"]),
+    "mma tf32 operands in halves": tf32_operands(LAYOUTS["odd rows"]),
     "mma tf32 weights": tf32_weights,
     "mma any NaN": any_nan("tf32"),
     "mma any NaN, float32": any_nan("highest"),

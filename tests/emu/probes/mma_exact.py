@@ -130,6 +130,16 @@ def aligned_rows(x: Array) -> Array:
     return _within((*x.shape[:-1], (x.shape[-1] // 16 + 2) * 16), x, (slice(None, x.shape[-1]),))
 
 
+def halves(elements: int) -> Layout:
+    """Rows that are an odd multiple of so many elements apart."""
+
+    def layout(x: Array) -> Array:
+        apart = (x.shape[-1] // elements // 2 * 2 + 3) * elements
+        return _within((*x.shape[:-1], apart), x, (slice(None, x.shape[-1]),))
+
+    return layout
+
+
 # Each of them but the first cannot be copied in pieces of 16 bytes, for a reason of its own.
 LAYOUTS: dict[str, Layout] = {
     "wide rows": lambda x: _within((*x.shape[:-1], x.shape[-1] + 16), x, (slice(None, -16),)),

@@ -5,7 +5,15 @@
 #include <types.cuh>
 
 __device__ EMU_INLINE void copy_async_16(void* shared, const void* global, u32 bytes) {
-    emu_copy_async(shared, global, bytes);
+    emu_copy_async(shared, global, 16, bytes);
+}
+
+__device__ EMU_INLINE void copy_async_8(void* shared, const void* global, u32 bytes) {
+    emu_copy_async(shared, global, 8, bytes);
+}
+
+__device__ EMU_INLINE void copy_async_4(void* shared, const void* global, u32 bytes) {
+    emu_copy_async(shared, global, 4, bytes);
 }
 
 __device__ EMU_INLINE void copy_async_commit() { emu_copy_async_commit(); }

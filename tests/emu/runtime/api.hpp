@@ -60,7 +60,7 @@ emu::Floats emu_mma(emu::Mma kind, unsigned a0, unsigned a1, unsigned a2, unsign
                     emu::Floats c, emu::Site site);
 emu::Words emu_load_matrices(const void* row, bool transposed, emu::Site site);
 
-void emu_copy_async(void* shared, const void* global, unsigned bytes);
+void emu_copy_async(void* shared, const void* global, unsigned size, unsigned bytes);
 void emu_copy_async_commit();
 void emu_copy_async_wait(unsigned pending);
 

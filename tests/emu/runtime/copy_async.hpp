@@ -9,55 +9,58 @@
 
 namespace emu {
 
-constexpr u32 copy_bytes = 16, copy_log_bytes = 4;
-
 static void land(const Copy& copy) {
     u8* to = reinterpret_cast<u8*>(copy.to);
     memcpy(to, reinterpret_cast<const void*>(copy.from), copy.bytes);
-    memset(to + copy.bytes, 0, copy_bytes - copy.bytes);
+    memset(to + copy.bytes, 0, copy.size - copy.bytes);
 }
 
+// Whole granules, since copies are of 4 bytes at least: a later access may have refined the page.
 static void stamp_copy(const Copy& copy, u64 stamp) {
-    u64 offset = copy.to - shared.base;
-    Page& page = shared.pages[offset >> page_shift];
-    for_cells<copy_log_bytes>(page, offset & ((1u << page_shift) - 1), shared.stride, [&](u64* cell) { cell[0] = stamp; });
+    for (u64 offset = copy.to - shared.base, end = offset + copy.size; offset < end; offset += 4) {
+        Page& page = shared.pages[offset >> page_shift];
+        for_cells<coarse>(page, offset & ((1u << page_shift) - 1), shared.stride, [&](u64* cell) { cell[0] = stamp; });
+    }
 }
 
 // Zeros need no source.
+template <u32 log_bytes>
 static void read_source(u64 from, u32 bytes, const void* pc) {
     const void* source = reinterpret_cast<const void*>(from);
     if (bytes == 0) return;
     if (region_at(from) == nullptr) out_of_bounds({from, image_offset(pc), bytes, Kind::read}, "no global memory");
-    if (bytes == copy_bytes) on_access<copy_log_bytes, Kind::read>(source, pc);
+    if (bytes == 1u << log_bytes) on_access<log_bytes, Kind::read>(source, pc);
     else on_range<Kind::read>(source, bytes, pc);
 }
 
-EMU_COLD [[noreturn]] static void bad_copy(const char* kind, u64 address, const char* what, u64 place) {
-    append("%s: asynchronous copy, %s ", kind, what), append_address(address, copy_bytes);
+EMU_COLD [[noreturn]] static void bad_copy(const char* kind, const Copy& copy, u64 address, const char* what) {
+    append("%s: asynchronous copy, %s ", kind, what), append_address(address, copy.size);
     append(" (address 0x%llx) by ", static_cast<unsigned long long>(address));
-    append_thread(current->index), append_place(place);
+    append_thread(current->index), append_place(copy.place);
     finish();
 }
 
+template <u32 log_bytes>
 static void check_copy(const Copy& copy) {
-    if (copy.bytes > copy_bytes) {
-        append("undefined: asynchronous copy of %u of 16 bytes by ", copy.bytes);
+    if (copy.bytes > copy.size) {
+        append("undefined: asynchronous copy of %u of %u bytes by ", copy.bytes, copy.size);
         append_thread(current->index), append_place(copy.place);
         finish();
     }
-    if (copy.to % copy_bytes != 0) bad_copy("misaligned", copy.to, "to", copy.place);
-    if (copy.from % copy_bytes != 0) bad_copy("misaligned", copy.from, "from", copy.place);
-    if (copy.to - shared.base >= shared.limits[copy_log_bytes]) bad_copy("bounds", copy.to, "to", copy.place);
+    if (copy.to % copy.size != 0) bad_copy("misaligned", copy, copy.to, "to");
+    if (copy.from % copy.size != 0) bad_copy("misaligned", copy, copy.from, "from");
+    if (copy.to - shared.base >= shared.limits[log_bytes]) bad_copy("bounds", copy, copy.to, "to");
 }
 
-static void copy_async(u64 to, u64 from, u32 bytes, const void* pc) {
-    Copy copy{to, from, current->commits, image_offset(pc), bytes};
+template <u32 log_bytes>
+static void copy_async(const Copy& copy, const void* pc) {
+    const u64 offset = copy.to - shared.base;
     ++launch->accesses;
-    check_copy(copy);
-    read_source(from, bytes, pc);
-    if (EMU_UNLIKELY(count_banks)) count_access(Traffic::copy_async, copy_log_bytes, to - shared.base, copy.place);
+    check_copy<log_bytes>(copy);
+    read_source<log_bytes>(copy.from, copy.bytes, pc);
+    if (EMU_UNLIKELY(count_banks)) count_access(Traffic::copy_async, log_bytes, offset, copy.place);
     if (detect_races) {
-        shared_write<copy_log_bytes>(to - shared.base, copy.place);
+        shared_write<log_bytes>(offset, copy.place);
         stamp_copy(copy, under_way | (stamp_here(copy.place) & 0xffffffff));
     }
     if (!launch->lazy_copies) land(copy);

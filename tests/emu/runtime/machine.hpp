@@ -65,7 +65,8 @@ struct Copy {
     u64 to, from;  // addresses
     u64 group;     // number of commits before it
     u64 place;
-    u32 bytes;
+    u32 size;   // bytes that are written: 16, 8 or 4
+    u32 bytes;  // of these, read from the source
 };
 
 struct Thread {

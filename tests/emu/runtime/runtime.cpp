@@ -54,8 +54,13 @@ Words emu_load_matrices(const void* row, bool transposed, Site site) {
     return {words[0], words[1], words[2], words[3]};
 }
 
-void emu_copy_async(void* shared, const void* global, u32 bytes) {
-    copy_async(reinterpret_cast<u64>(shared), reinterpret_cast<u64>(global), bytes, __builtin_return_address(0));
+void emu_copy_async(void* shared, const void* global, u32 size, u32 bytes) {
+    const void* pc = __builtin_return_address(0);
+    const Copy copy{reinterpret_cast<u64>(shared), reinterpret_cast<u64>(global), current->commits, image_offset(pc),
+                    size, bytes};
+    if (size == 16) copy_async<4>(copy, pc);
+    else if (size == 8) copy_async<3>(copy, pc);
+    else copy_async<2>(copy, pc);
 }
 
 void emu_copy_async_commit() { ++current->commits; }
