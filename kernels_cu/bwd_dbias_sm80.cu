@@ -70,7 +70,8 @@ private:
         round_two<Tiles, Tiles::kOwner>(pair.q, pair.dout, params_.q, params_.dout, queries, params_);
         round_two<Tiles, Tiles::kWalk>(pair.k[0], pair.v[0], params_.k, params_.v, keys, params_);
         block_sync();
-        Scores own(schedule, hooks, tile, first_row, true, {pair.q, pair.dout}, {pair.k[0], pair.v[0]}, terms);
+        Scores own(schedule, hooks, tile, first_row, true, {pair.q, pair.dout}, {pair.k[0], pair.v[0]},
+                   OwnedTerms<Tiles>{terms, params_, work, first_row});
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll

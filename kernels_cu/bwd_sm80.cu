@@ -281,7 +281,8 @@ private:
     __device__ __forceinline__ void visit(int stage, const Tile& tile, const Leave& leave) {
         const Work& work = shared_.work;
         Scores own(schedule_, hooks_, tile, Tiles::first_row(work), false, {shared_.q, shared_.dout},
-                   {shared_.k[stage], shared_.v[stage]}, terms_);
+                   {shared_.k[stage], shared_.v[stage]},
+                   OwnedTerms<Tiles>{terms_, params_, work, Tiles::first_row(work)});
         seen_ |= own.rows;
         if (given(params_.dq)) {
             hooks_.gradient(own.gradients);
@@ -298,11 +299,13 @@ private:
         for (u32 mask = Tiles::kLanes / 2; mask > 0; mask /= 2) seen_ |= shuffle_xor(seen_, mask);
         if (Tiles::thread_lane() != 0 || work.chunk != 0) return;
         u8* to = base(params_.sink_rows, work, head) + queries.start * params_.sink_rows.row;
+        const auto factors = OwnedTerms<Tiles>{terms_, params_, work, Tiles::first_row(work)}.factors();
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             const i32 row = Tiles::first_row(work) + Tiles::local_row(r);
             if (row >= queries.length) continue;
-            const float share = -terms_.weight(r, sink, static_cast<float>(kLog2E)) * terms_.own[r].delta;
+            const float weight = terms_.own[r].weight(sink, static_cast<float>(kLog2E)) * factors.factor(r, 0);
+            const float share = -weight * terms_.own[r].delta;
             store(params_.sink_rows, to + row * params_.sink_rows.row, seen_ >> r & 1u ? share : 0);
         }
     }

@@ -150,7 +150,7 @@ def test_grids_beyond_the_hardware_are_refused(recorder):
     [
         ("float64", 8),  # delta
         ("float32", 4 * 4),  # what a row brings
-        ("float16", 2 * 4 + 64 * 4),  # the same, in fewer numbers, and sums of dq
+        ("float16", 3 * 4 + 64 * 4),  # the same, in fewer numbers, and sums of dq
     ],
 )
 def test_temporary_memory_is_linear(recorder, dtype, of_a_row, length):

@@ -33,6 +33,8 @@ struct alignas(16) RowTerms<true> {
 
 constexpr float kLarge = 512;  // up to there rounding lse changes P by at most 1.1e-5
 
+constexpr float kMostOfSum = 64;  // more than log2 of the sum of any row's weights
+
 struct alignas(16) LargeFactors {
     float of_row[kSegment];  // 0 where it is not large
 
@@ -58,38 +60,58 @@ using SegmentOf = SegmentTerms<Tiles::kPrecise>;
 template <class Tiles>
 struct OwnerTerms {
     Terms<Tiles> own[Tiles::kRows];
-    float large[Tiles::kRows];
 
     // Of the tile's rows from `first` on.
     __device__ __forceinline__ void load(const Segments& from, i32 first, i32 length) {
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             const i32 row = first + Tiles::local_row(r);
-            own[r] = Terms<Tiles>::nothing(), large[r] = 0;
-            if (row >= length) continue;
-            const auto& segment = *reinterpret_cast<const SegmentOf<Tiles>*>(from.at(row));
-            own[r] = segment.rows[row % kSegment];
-            if constexpr (!Tiles::kPrecise) large[r] = segment.large.of_row[row % kSegment];
+            own[r] = row < length ? reinterpret_cast<const SegmentOf<Tiles>*>(from.at(row))->rows[row % kSegment]
+                                  : Terms<Tiles>::nothing();
         }
     }
+};
+
+// The same for one tile of scores. Factors are read where a row may need one: the loop over tiles has no registers.
+template <class Tiles>
+struct OwnedTerms {
+    const OwnerTerms<Tiles>& terms;
+    const AttentionParams& params;
+    const Work& work;
+    i32 first_row;  // of the tile, in the sequence
 
     struct Columns {
-        const OwnerTerms& terms;
+        const OwnerTerms<Tiles>& terms;
         __device__ __forceinline__ const Terms<Tiles>& at(int r, int) const { return terms.own[r]; }
-        __device__ __forceinline__ float factor(int r, int) const { return LargeFactors::or_one(terms.large[r]); }
     };
-    __device__ __forceinline__ Columns columns(int) const { return {*this}; }
-    __device__ __forceinline__ Columns factors(int) const { return {*this}; }
+    __device__ __forceinline__ Columns columns(int) const { return {terms}; }
 
-    // What a product that none of the tiles has would weigh.
-    __device__ __forceinline__ float weight(int r, float product, float factor) const {
-        return own[r].weight(product, factor) * LargeFactors::or_one(large[r]);
+    struct Factors {
+        float of_row[Tiles::kRows];
+        __device__ __forceinline__ const Factors& of(int) const { return *this; }
+        __device__ __forceinline__ float factor(int r, int) const { return LargeFactors::or_one(of_row[r]); }
+    };
+    __device__ __forceinline__ Factors factors() const {
+        const i32 head = Tiles::head(work);
+        const Extent q = sequence(params, work).q;
+        const Segments from = segments(params, params.row_terms, work, head, q);
+        Factors result;
+#pragma unroll
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            const i32 row = first_row + Tiles::local_row(r);
+            result.of_row[r] = 0;
+            if constexpr (!Tiles::kPrecise)
+                if (row < q.length)
+                    result.of_row[r] = reinterpret_cast<const SegmentOf<Tiles>*>(from.at(row))->large.of_row[row % kSegment];
+        }
+        return result;
     }
 
+    // The reference of a large lse is less far from zero, by the sum's logarithm. A row too many is multiplied by 1.
     __device__ __forceinline__ bool any_large() const {
         bool any = false;
 #pragma unroll
-        for (int r = 0; r < Tiles::kRows; ++r) any |= large[r] != 0;
+        for (int r = 0; r < Tiles::kRows; ++r) any |= fabsf(terms.own[r].lse) > kLarge - kMostOfSum;
         return warp_any(any);
     }
 };
@@ -111,7 +133,8 @@ struct WalkedTerms {
         float two[2];
         __device__ __forceinline__ float factor(int, int i) const { return LargeFactors::or_one(two[i]); }
     };
-    __device__ __forceinline__ Factors factors(int c) const {
+    __device__ __forceinline__ const WalkedTerms& factors() const { return *this; }
+    __device__ __forceinline__ Factors of(int c) const {
         return *reinterpret_cast<const Factors*>(&walked[c / 4].large.of_row[first_row(c)]);
     }
 
@@ -152,15 +175,16 @@ __device__ __forceinline__ void copy_terms(SegmentOf<Tiles>* to, const Segments&
 // For a tile with rows of a large lse, which are rare: a warp asks any_large() once.
 template <class Tiles, class RowsTerms>
 __device__ __forceinline__ void multiply_large(Fragment<Tiles>& weights, Fragment<Tiles>& gradients, const RowsTerms& terms) {
+    const auto& factors = terms.factors();
 #pragma unroll
     for (int c = 0; c < Tiles::kColumns; c += 2) {
-        const auto factors = terms.factors(c);
+        const auto& columns = factors.of(c);
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                weights.at[r][c + i] *= factors.factor(r, i);
-                gradients.at[r][c + i] *= factors.factor(r, i);
+                weights.at[r][c + i] *= columns.factor(r, i);
+                gradients.at[r][c + i] *= columns.factor(r, i);
             }
     }
 }

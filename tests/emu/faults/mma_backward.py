@@ -162,7 +162,7 @@ MMA_BACKWARD: tuple[Fault, ...] = (
          "mma backward of sinks and a mask, from lse"),
         ("what the last tile shows counts", "seen_ |= own.rows", "seen_ = own.rows",
          "mma backward of sinks and a mask, from lse"),
-        ("sinks in natural units", "weight(r, sink, static_cast<float>(kLog2E))", "weight(r, sink, 1)",
+        ("sinks in natural units", "weight(sink, static_cast<float>(kLog2E))", "weight(sink, 1)",
          "mma backward of sinks, from lse"),
         ("every chunk stores its share of dsinks",
          "Tiles::thread_lane() != 0 || work.chunk != 0) return;\n        u8* to",
