@@ -158,7 +158,7 @@ def test_rows_that_are_no_whole_pieces(backend, head_dim, pad):
 @pytest.mark.parametrize("numbers", ["tf32", "float32"])
 @pytest.mark.parametrize("head_dim", [33, 34, 40])
 def test_words_that_are_no_whole_pieces(backend, head_dim, numbers):
-    """Rounded where their thread copied them, in every order of arrival."""
+    """Copies of 4 and 8 bytes at full accuracy; gathered, and rounded on the way, where TF32 is permitted."""
     operands = _operands(numbers, head_dim=head_dim, v_dim=head_dim)
     results = backend.api.attention(*(_between_nan(x, 1) for x in operands), return_lse=True, **_options(numbers))
     _require_right(results, *operands, **_options(numbers))

@@ -84,16 +84,6 @@ __device__ __forceinline__ void copy_halves(
     }
 }
 
-template <class Tiles, int kCount, int kBytes, int kPitch>
-__device__ __forceinline__ void round_halves(u8* rows) {
-    constexpr int kEach = kBytes / kHalf;
-#pragma unroll 1
-    for (int place = thread_index_anew(); place < kCount * kEach; place += Tiles::kThreads) {
-        u32* own = reinterpret_cast<u32*>(rows + swizzled<kPitch>(place / kEach, place % kEach * kHalf));
-        own[0] = Tiles::Kind::rounded_any(own[0]), own[1] = Tiles::Kind::rounded_any(own[1]);
-    }
-}
-
 // kCount rows, `at(r)` telling their coordinates (neighbours of at(0) where kRun), of columns [first, first + kBytes / kItem).
 // Zeros for rows that are not there, and for columns beyond `columns`. The asynchronous part is not committed, and not
 // rounded: round_rows does that. A barrier comes before: shared memory may be in use.
@@ -103,8 +93,10 @@ __device__ __forceinline__ void copy_rows(
     constexpr int kItem = Tiles::Kind::kItem;
     using Own = OwnPieces<Tiles, kCount, kBytes>;
     if (!in_pieces<kItem>(operand, base, columns)) {
-        if (const int bytes = half_bytes<kItem>(operand, base))
-            return copy_halves<Tiles, kCount, kBytes, kPitch>(to, operand, base, there, at, first, columns, bytes == kHalf);
+        // What is rounded stays gathered: to look for it here, too, takes TF32's loops moves and branches.
+        if constexpr (!Tiles::Kind::kRounds)
+            if (const int bytes = half_bytes<kItem>(operand, base))
+                return copy_halves<Tiles, kCount, kBytes, kPitch>(to, operand, base, there, at, first, columns, bytes == kHalf);
         return gather_rows<Tiles, kCount, kBytes, kPitch, kRounds>(to, operand, base, there, at, first, columns);
     }
     const Own own;
@@ -132,10 +124,7 @@ __device__ __forceinline__ void copy_rows(
 template <class Tiles, int kCount, int kBytes, int kPitch>
 __device__ __forceinline__ void round_rows(u8* rows, const Operand& operand, const u8* base, i32 columns) {
     using Own = OwnPieces<Tiles, kCount, kBytes>;
-    if (!in_pieces<Tiles::Kind::kItem>(operand, base, columns)) {
-        if (half_bytes<Tiles::Kind::kItem>(operand, base)) round_halves<Tiles, kCount, kBytes, kPitch>(rows);
-        return;  // gathered ones are rounded
-    }
+    if (!in_pieces<Tiles::Kind::kItem>(operand, base, columns)) return;  // gathered ones are rounded
     const Own own;
 #pragma unroll
     for (int r = 0; r < kCount; r += Own::kStep) {

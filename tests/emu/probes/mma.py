@@ -122,7 +122,6 @@ MMA: dict[str, Probe] = {
     "mma rising float32": rising(np.float32),
     "mma tf32 operands": tf32_operands(LAYOUTS["wide rows"]),
     "mma tf32 operands gathered": tf32_operands(LAYOUTS["spaced"]),
-    "mma tf32 operands in halves": tf32_operands(LAYOUTS["odd rows"]),
     "mma tf32 weights": tf32_weights,
     "mma any NaN": any_nan("tf32"),
     "mma any NaN, float32": any_nan("highest"),
