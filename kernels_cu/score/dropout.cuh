@@ -29,6 +29,7 @@ __device__ __forceinline__ u32 call_of(u32 x) { return (x >> 4) * 4 + ((x & 7) >
 
 template <class Tiles>
 struct Dropout : Hook {
+    using Acc = typename Tiles::Acc;
     Words stream;
     u32 threshold;
 
@@ -46,7 +47,7 @@ struct Dropout : Hook {
         else drop_each(kept, place);
     }
 
-    __device__ double survivors() const { return threshold == 0 ? 0.0 : 256.0 / threshold; }
+    __device__ Acc survivors() const { return threshold == 0 ? Acc{0} : 256 / static_cast<Acc>(threshold); }
 
 private:
     // Rows 2 m and 2 m + 1 of a thread are 8 apart, and so are its columns 4 p, 4 p + 1 and 4 p + 2, 4 p + 3: the scores of

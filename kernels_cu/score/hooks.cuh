@@ -62,7 +62,7 @@ struct Hook {
     __device__ void drop(Bits&, const Place&) const {}
 
     // What the weights that remain are multiplied by.
-    __device__ double survivors() const { return 1; }
+    __device__ i32 survivors() const { return 1; }
 };
 
 template <class... Features>
@@ -96,5 +96,5 @@ struct Hooks : Features... {
         (Features::drop(kept, place), ...);
     }
 
-    __device__ __forceinline__ double survivors() const { return (Features::survivors() * ...); }
+    __device__ __forceinline__ auto survivors() const { return (Features::survivors() * ...); }
 };

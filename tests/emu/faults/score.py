@@ -61,8 +61,7 @@ SCORE: tuple[Fault, ...] = (
          "keeps_score(place.owner(r), place.walked(c))", "dropout"),
         ("six rounds", "round < 7", "round < 6", "dropout"),
         ("keeps one in 256 more", "255u) < threshold", "255u) <= threshold", "dropout"),
-        ("nothing survives, 256 / 0", "threshold == 0 ? 0.0 : 256.0 / threshold", "256.0 / threshold",
-         "dropout of everything", "nan"),
+        ("nothing survives, 256 / 0", "threshold == 0 ? Acc{0} : 256", "256", "dropout of everything", "nan"),
     ),
 )
 # fmt: on
