@@ -1,26 +1,42 @@
 // Before the backward, for every query row: delta = sum(dout * out) - dlse, and, where the forward kept no statistics,
 // those that follow from lse. Shared by all families.
-#include <ptx/shuffle.cuh>
+#include <ptx/bits.cuh>
 #include <schedule/sequence.cuh>
-#include <tile/math.cuh>
 #include <tile/row_delta.cuh>
+#include <tile/two_floats.cuh>
 
-// Half-way between lse and lse - log(keys), in units of log2, the arguments of the exponential are small, and with them
-// their rounding errors, whether attention is spread or sharp.
-__device__ inline double middle_reference(double lse, i32 keys) {
-    return lse - 0.5 * log2(static_cast<double>(keys < 1 ? 1 : keys));
-}
+// What the forward knew of a row, or what stands in its place where only lse is there.
+template <class Acc>
+struct RowSums {
+    Acc reference, inverse_sum;  // P = exp2(s - reference) * inverse_sum
+};
+
+// From lse a number of binary digits down that makes up half of log2(keys): half-way between lse and lse - log(keys) the
+// arguments of the exponential are small, and with them their rounding errors, whether attention is spread or sharp.
+__device__ inline i32 half_way(i32 keys) { return (31 - static_cast<i32>(leading_zeros(keys < 1 ? 1 : keys))) / 2; }
 
 // What the reference loses when it is rounded goes into the factor.
+__device__ inline RowSums<double> sums_from_lse(double lse, i32 keys) {
+    if (lse == -infinity<double>()) return {0, 0};
+    const double reference = lse * kLog2E - half_way(keys);
+    return {reference, exp2(reference - lse * kLog2E)};
+}
+
+__device__ inline RowSums<float> sums_from_lse(float lse, i32 keys) {
+    if (lse == -infinity<float>()) return {0, 0};
+    const i32 down = half_way(keys);
+    TwoFloats reference = multiplied(lse, kLog2E);
+    reference.add(-static_cast<float>(down));
+    return {reference.sum, float_of_bits((127 - down) << 23) * power_of_two(-reference.lost)};
+}
+
 template <class Acc>
 __device__ inline void stats_from_lse(const AttentionParams& params, const Work& work, i64 row, i32 keys) {
-    const double lse = load<double>(params.lse, base(params.lse, work, work.head) + row * params.lse.row);
-    const bool saw = lse != -infinity<double>();
-    const Acc reference = saw ? static_cast<Acc>(middle_reference(lse * kLog2E, keys)) : 0;
+    const Acc lse = load<Acc>(params.lse, base(params.lse, work, work.head) + row * params.lse.row);
+    const RowSums<Acc> sums = sums_from_lse(lse, keys);
     u8* stats = base(params.stats, work, work.head) + row * params.stats.row;
-    store(params.stats, stats, reference);
-    store(params.stats, stats + params.stats.column,
-          saw ? static_cast<Acc>(exp2(static_cast<double>(reference) - lse * kLog2E)) : 0);
+    store(params.stats, stats, sums.reference);
+    store(params.stats, stats + params.stats.column, sums.inverse_sum);
 }
 
 // lse is given where the statistics have to be computed.
@@ -32,10 +48,10 @@ __device__ __forceinline__ void bwd_rows(const AttentionParams& params) {
         for (i32 n = thread_index() / kWarp; n < kRows; n += kThreads / kWarp) {
             const i32 row = work.tile * kRows + n;
             if (row >= own.q.length) break;
-            const double delta = row_delta(params, work, own.q.start + row);
+            const Acc delta = row_delta<Acc>(params, work, own.q.start + row);
             if (thread_index() % kWarp != 0) continue;
             u8* to = base(params.delta, work, work.head) + static_cast<i64>(own.q.start + row) * params.delta.row;
-            store(params.delta, to, static_cast<Acc>(delta));
+            store(params.delta, to, delta);
             if (given(params.lse)) stats_from_lse<Acc>(params, work, own.q.start + row, own.k.length);
         }
     }

@@ -3,38 +3,23 @@
 #include <bwd_rows.cu>
 #include <tile/mma_gradient.cuh>
 
-// What the forward knew of a row, in double: reference and 1 / sum, or where it kept neither, what follows from lse.
-struct RowSums {
-    double reference, inverse_sum;
-    double lse;  // in units of log2
-};
-
-__device__ inline RowSums row_sums(const AttentionParams& params, const Work& work, i64 row, i32 keys) {
-    RowSums sums;
+__device__ inline RowSums<float> row_sums(const AttentionParams& params, const Work& work, i64 row, i32 keys) {
     if (given(params.stats)) {
         const u8* stats = base(params.stats, work, work.head) + row * params.stats.row;
-        sums.reference = load<double>(params.stats, stats);
-        sums.inverse_sum = load<double>(params.stats, stats + params.stats.column);
-        sums.lse = sums.reference - log2(sums.inverse_sum);  // infinite where the row saw nothing
-        return sums;
+        return {load<float>(params.stats, stats), load<float>(params.stats, stats + params.stats.column)};
     }
-    const double lse = load<double>(params.lse, base(params.lse, work, work.head) + row * params.lse.row) * kLog2E;
-    if (lse == -infinity<double>()) return {0, 0, infinity<double>()};
-    sums.reference = static_cast<float>(middle_reference(lse, keys));
-    sums.inverse_sum = exp2(sums.reference - lse);
-    sums.lse = lse;
-    return sums;
+    return sums_from_lse(load<float>(params.lse, base(params.lse, work, work.head) + row * params.lse.row), keys);
 }
 
-__device__ inline void store_terms(SegmentTerms<false>& to, i32 n, const RowSums& sums, double delta) {
-    const float lse = static_cast<float>(sums.lse);
+__device__ inline void store_terms(SegmentTerms<false>& to, i32 n, const RowSums<float>& sums, float delta) {
+    const float lse = sums.reference - log2f(sums.inverse_sum);  // infinite where the row saw nothing
     const bool large = fabsf(lse) > kLarge && lse != infinity<float>();
-    to.rows[n] = {large ? static_cast<float>(sums.reference) : lse, static_cast<float>(delta)};
-    to.large.of_row[n] = large ? static_cast<float>(sums.inverse_sum) : 0;
+    to.rows[n] = {large ? sums.reference : lse, delta};
+    to.large.of_row[n] = large ? sums.inverse_sum : 0;
 }
 
-__device__ inline void store_terms(SegmentTerms<true>& to, i32 n, const RowSums& sums, double delta) {
-    to.rows[n] = {static_cast<float>(sums.reference), static_cast<float>(sums.inverse_sum), static_cast<float>(delta), 0};
+__device__ inline void store_terms(SegmentTerms<true>& to, i32 n, const RowSums<float>& sums, float delta) {
+    to.rows[n] = {sums.reference, sums.inverse_sum, delta, 0};
 }
 
 // Rows between a sequence's last one and the end of its segment.
@@ -46,10 +31,12 @@ __device__ inline void store_nothing(SegmentTerms<false>& to, i32 n) {
 __device__ inline void store_nothing(SegmentTerms<true>& to, i32 n) { to.rows[n] = RowTerms<true>::nothing(); }
 
 // d sink = -P(sink) * delta, for rows that saw a key.
-__device__ inline void store_sink(const AttentionParams& params, const Work& work, i64 row, const RowSums& sums, double delta) {
-    const double sink = load<double>(params.sinks, base(params.sinks, work, work.head)) * kLog2E;
+__device__ inline void store_sink(
+    const AttentionParams& params, const Work& work, i64 row, const RowSums<float>& sums, float delta) {
+    TwoFloats exponent = multiplied(load<float>(params.sinks, base(params.sinks, work, work.head)), kLog2E);
+    exponent.add(-sums.reference);
     u8* to = base(params.sink_rows, work, work.head) + row * params.sink_rows.row;
-    const double share = -exp2(sink - sums.reference) * sums.inverse_sum * delta;
+    const float share = -power_of_two(exponent.value()) * sums.inverse_sum * delta;
     store(params.sink_rows, to, sums.inverse_sum != 0 ? share : 0);
 }
 
@@ -78,9 +65,9 @@ __device__ __forceinline__ void bwd_rows_sm80(const AttentionParams& params) {
                 if (lane == 0) store_nothing(terms, row % kSegment);
                 continue;
             }
-            const double delta = row_delta(params, work, own.q.start + row);
+            const float delta = row_delta<float>(params, work, own.q.start + row);
             if (lane != 0) continue;
-            const RowSums sums = row_sums(params, work, own.q.start + row, own.k.length);
+            const RowSums<float> sums = row_sums(params, work, own.q.start + row, own.k.length);
             store_terms(terms, row % kSegment, sums, delta);
             if (given(params.sink_rows)) store_sink(params, work, own.q.start + row, sums, delta);
         }

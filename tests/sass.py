@@ -69,6 +69,10 @@ KINDS = {
 }
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 
+# Of double precision, of which a GeForce has one lane for 64 others. Conversions are not counted: what loads elements
+# of any dtype has a branch for float64.
+_DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|MUFU\.\w*64H")
+
 _LABEL = re.compile(r"^([.$\w]+):$")
 _INSTRUCTION = re.compile(r"^/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\S*)(.*?)\s*;")
 _TARGET = re.compile(r"`\(([^)]+)\)")
@@ -252,6 +256,20 @@ def _telling(listing: Listing, loop: Loop) -> Counter[str] | None:
     counts = listing.counts(loop.own)
     computes = any(kind.startswith("HMMA") for kind in counts) or counts["FFMA"] >= 32
     return counts if computes else None
+
+
+def doubles_in_loops(listing: Listing) -> Counter[str]:
+    """Arithmetic of double precision that is repeated for each tile, row or element.
+
+    Loops around one that computes are over what a block does next: what they set up for it is not counted.
+    """
+    computing = [loop for loop in listing.loops if _telling(listing, loop)]
+    found: Counter[str] = Counter()
+    for loop in listing.loops:
+        if not any(inner.inside < loop.inside for inner in computing):
+            opcodes = (listing.instructions[index].opcode for index in loop.own)
+            found.update(opcode for opcode in opcodes if _DOUBLE.match(opcode))
+    return found
 
 
 def expectation(config: Any) -> Mapping[str, int]:

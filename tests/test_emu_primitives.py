@@ -107,6 +107,14 @@ def test_multiply_high(device):
     np.testing.assert_array_equal(out.get(), a.astype(np.uint64) * b >> np.uint64(32))
 
 
+def test_multiply_rounded(device):
+    x, y = np.random.default_rng(5).standard_normal((2, 4096)).astype(np.float32)
+    out = device.empty(x.shape, np.float32)
+    body = "u32 i = b * 256 + t; p.out[i] = multiply_add(p.x[i], p.y[i], -multiply_rounded(p.x[i], p.y[i]));"
+    run(device, body, 256, 16, includes="tile/math.cuh", x=device.from_host(x), y=device.from_host(y), out=out)
+    np.testing.assert_array_equal(out.get(), (x.astype(np.float64) * y - x * y).astype(np.float32))
+
+
 def _convert(device, function, bits, result):
     """Run a conversion on a row of bits, in chunks of 1024; floats travel as they are."""
     x = device.from_host(np.ascontiguousarray(np.resize(bits, -(-bits.size // 1024) * 1024)))

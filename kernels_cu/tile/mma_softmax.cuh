@@ -5,6 +5,7 @@
 #include <ptx/vote.cuh>
 #include <tile/mma_product.cuh>
 #include <tile/row_lanes.cuh>
+#include <tile/two_floats.cuh>
 
 // Weights may grow to 2^kSlack before the reference follows the maximum: results are rarely rescaled (FlashAttention-4).
 // Their relative precision does not depend on it, and 2^8 is far from float16's overflow.
@@ -70,10 +71,9 @@ struct MmaSoftmax {
         return rescale;
     }
 
-    // Natural logarithm of the row's sum. In double where rounding lse would be an error of all of P in the backward.
+    // Natural logarithm of the row's sum, rounded once where rounding it would be an error of all of P in the backward.
     __device__ __forceinline__ float lse(int r) const {
-        if constexpr (Tiles::kPrecise)
-            return static_cast<float>((static_cast<double>(reference[r]) + log2(static_cast<double>(sum[r].value()))) * kLn2);
+        if constexpr (Tiles::kPrecise) return log_of_sum(reference[r], sum[r].value());
         return (reference[r] + log2f(sum[r].value())) * static_cast<float>(kLn2);
     }
 

@@ -4,17 +4,18 @@
 #include <ptx/shuffle.cuh>
 #include <schedule/work.cuh>
 #include <tile/element.cuh>
-#include <tile/math.cuh>
+#include <tile/sum.cuh>
 
 constexpr int kWarp = 32;
 
-// A lane's share of dout * out, element by element. In double: where a row sees few keys dP - delta cancels, and delta's
-// error is all that is left.
-__device__ inline double dot_share(const AttentionParams& params, const u8* out, const u8* dout, u32 lane) {
-    double sum = 0;
+// A lane's share of dout * out, element by element. With all digits: where a row sees few keys dP - delta cancels, and
+// delta's error is all that is left.
+template <class Acc>
+__device__ inline CompensatedSum<Acc> dot_share(const AttentionParams& params, const u8* out, const u8* dout, u32 lane) {
+    CompensatedSum<Acc> sum = {};
     for (i32 column = lane; column < params.v_dim; column += kWarp)
-        sum += load<double>(params.out, out + column * params.out.column) *
-               load<double>(params.dout, dout + column * params.dout.column);
+        sum.add_product(load<Acc>(params.out, out + column * params.out.column),
+                        load<Acc>(params.dout, dout + column * params.dout.column));
     return sum;
 }
 
@@ -48,15 +49,25 @@ __device__ inline float dot_share_halves(const AttentionParams& params, const u8
     return sum;
 }
 
+__device__ inline CompensatedSum<float> shuffled(const CompensatedSum<float>& own, u32 mask) {
+    return {shuffle_xor(own.sum, mask), shuffle_xor(own.lost, mask)};
+}
+__device__ inline CompensatedSum<double> shuffled(const CompensatedSum<double>& own, u32 mask) {
+    return {shuffle_xor(own.sum, mask)};
+}
+
 // One row by one warp; `row` counts from the first of the head.
-__device__ inline double row_delta(const AttentionParams& params, const Work& work, i64 row) {
+template <class Acc>
+__device__ inline Acc row_delta(const AttentionParams& params, const Work& work, i64 row) {
     const u8* out = base(params.out, work, work.head) + row * params.out.row;
     const u8* dout = base(params.dout, work, work.head) + row * params.dout.row;
     const u32 lane = thread_index() % kWarp;
     const bool halves = (params.out.dtype == kFloat16 || params.out.dtype == kBFloat16) && params.out.dtype == params.dout.dtype;
-    double delta = halves ? dot_share_halves(params, out, dout, lane) : dot_share(params, out, dout, lane);
-    for (u32 mask = kWarp / 2; mask > 0; mask /= 2) delta += shuffle_xor(delta, mask);
+    CompensatedSum<Acc> delta = {};
+    if (halves) delta.sum = dot_share_halves(params, out, dout, lane);
+    else delta = dot_share<Acc>(params, out, dout, lane);
+    for (u32 mask = kWarp / 2; mask > 0; mask /= 2) delta.add(shuffled(delta, mask));
     if (given(params.dlse))
-        delta -= load<double>(params.dlse, base(params.dlse, work, work.head) + row * params.dlse.row);
-    return delta;
+        delta.add(-load<Acc>(params.dlse, base(params.dlse, work, work.head) + row * params.dlse.row));
+    return delta.value();
 }

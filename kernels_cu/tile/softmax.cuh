@@ -3,6 +3,7 @@
 
 #include <tile/fma_tile.cuh>
 #include <tile/row_lanes.cuh>
+#include <tile/two_floats.cuh>
 
 // Running maximum and sum of a thread's rows, the same in all lanes that share them.
 template <class Tiles>
@@ -51,10 +52,8 @@ struct Softmax {
         return rescale;
     }
 
-    // Natural logarithm of the row's sum. In double: rounding lse is an error of all of P in the backward.
-    __device__ __forceinline__ Acc lse(int r) const {
-        return static_cast<Acc>((static_cast<double>(top[r]) + log2(static_cast<double>(sum[r].value()))) * kLn2);
-    }
+    // Natural logarithm of the row's sum, rounded once: rounding lse is an error of all of P in the backward.
+    __device__ __forceinline__ Acc lse(int r) const { return log_of_sum(top[r], sum[r].value()); }
 
     // A row without a score has maximum -inf, and -inf minus itself would be NaN.
     __device__ static __forceinline__ Acc finite(Acc value) { return value == -infinity<Acc>() ? 0 : value; }

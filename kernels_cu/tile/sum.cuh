@@ -1,6 +1,8 @@
 // Sums over many tiles. In float32 they keep what rounding loses: without it 256 tiles cost three bits.
 #pragma once
 
+#include <tile/math.cuh>
+
 // Knuth's two-sum: `lost` is the exact error of each addition, summed. Infinite sums stay infinite.
 template <class Acc>
 struct CompensatedSum {
@@ -10,6 +12,19 @@ struct CompensatedSum {
         const Acc total = sum + value;
         const Acc added = total - sum;
         lost += (sum - (total - added)) + (value - added);
+        sum = total;
+    }
+
+    __device__ __forceinline__ void add(const CompensatedSum& other) {
+        add(other.sum);
+        lost += other.lost;
+    }
+
+    // Of products too that are not rounded themselves.
+    __device__ __forceinline__ void add_product(Acc a, Acc b) {
+        const Acc total = multiply_add(a, b, sum);
+        const Acc added = total - sum;
+        lost += (sum - (total - added)) + multiply_add(a, b, -added);
         sum = total;
     }
 
@@ -40,6 +55,8 @@ struct CompensatedSum<double> {
     double sum;
 
     __device__ __forceinline__ void add(double value) { sum += value; }
+    __device__ __forceinline__ void add(const CompensatedSum& other) { sum += other.sum; }
+    __device__ __forceinline__ void add_product(double a, double b) { sum = multiply_add(a, b, sum); }
     __device__ __forceinline__ void multiply(double factor) { sum *= factor; }
     __device__ __forceinline__ double value() const { return sum; }
 };

@@ -6,6 +6,7 @@
 #include <ptx/copy_async.cuh>
 #include <ptx/ldmatrix.cuh>
 #include <ptx/mma.cuh>
+#include <ptx/multiply.cuh>
 #include <ptx/multiply_high.cuh>
 #include <ptx/reduce.cuh>
 #include <ptx/shared_memory.cuh>
@@ -63,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(64) every_ptx_wrapper(const __grid_
     params.halves[place] = to_f16(params.floats[place + 1]) ^ to_bf16(params.floats[place + 2]);
     params.words[place + 1] = warp_ballot(word == 1) + population_count(word) + leading_zeros(word);
     params.words[place + 2] = static_cast<u32>(bits_of_double(params.doubles[place]) >> 32);
-    if (warp_any(word == 0)) params.floats[place] = reciprocal_approximate(params.floats[place + 1]);
+    if (warp_any(word == 0)) params.floats[place] = reciprocal_approximate(multiply_rounded(params.floats[place + 1], 3));
     float quads[4];
     load_quads(quads, params.floats + block_index() * kQuads, thread % 32);
     add_quads(params.floats, thread % 32, quads);

@@ -26,18 +26,18 @@ _TYPES = {
 }
 
 
-def unit(body: str, fields: tuple[tuple[str, str], ...], threads: int, shared: str = "") -> str:
+def unit(body: str, fields: tuple[tuple[str, str], ...], threads: int, shared: str = "", includes: str = "") -> str:
     """Return a translation unit whose kernel ``tiny`` runs `body`.
 
     The body sees ``p`` (its arguments by name), ``t`` and ``b`` (thread and block) and ``s``, a struct with the members
-    `shared`.
+    `shared`. `includes` is a header more.
     """
-    includes = "\n".join(f"#include <ptx/{path.name}>" for path in sorted(PTX.glob("*.cuh")))
+    headers = [*(f"ptx/{path.name}" for path in sorted(PTX.glob("*.cuh"))), *([includes] if includes else [])]
     members = " ".join(f"{kind} {name};" for name, kind in fields)
     plan = f"struct Plan {{ {shared} }};" if shared else ""
     view = "Plan& s = shared_memory<Plan>();" if shared else ""
     return (
-        f"{includes}\nstruct Params {{ {members} }};\n{plan}\n"
+        "".join(f"#include <{header}>\n" for header in headers) + f"struct Params {{ {members} }};\n{plan}\n"
         f'extern "C" __global__ void __launch_bounds__({threads}) tiny(const __grid_constant__ Params p) {{\n'
         f"u32 t = thread_index(), b = block_index();\n(void)t; (void)b;\n{view}\n#line 1\n{body}\n}}\n"
     )
@@ -59,6 +59,7 @@ def run(
     blocks: int = 1,
     shared: str = "",
     shared_bytes: int = 1024,
+    includes: str = "",
     **arguments: EmuArray | int,
 ) -> None:
     """Compile, load and launch; raises what the launch raises."""
@@ -66,7 +67,7 @@ def run(
         name: f"{_TYPES[value.dtype.name]}*" if isinstance(value, EmuArray) else "i64"
         for name, value in arguments.items()
     }
-    source = unit(body, tuple(kinds.items()), threads, shared)
+    source = unit(body, tuple(kinds.items()), threads, shared, includes)
     for value in arguments.values():
         if isinstance(value, EmuArray):
             device.register(value._host)

@@ -42,10 +42,9 @@ KERNELS: tuple[Fault, ...] = (
     ),
     *faults_in(
         "bwd_rows.cu",
-        ("delta of the first packed sequence", "row_delta(params, work, own.q.start + row)",
-         "row_delta(params, work, row)", "packed", "wrong nan"),
-        ("the rounded reference is not made up for", "exp2(static_cast<double>(reference) - lse * kLog2E)", "1",
-         "from lse"),
+        ("delta of the first packed sequence", "row_delta<Acc>(params, work, own.q.start + row)",
+         "row_delta<Acc>(params, work, row)", "packed", "wrong nan"),
+        ("the sum is not made up for", "exp2(reference - lse * kLog2E)", "1", "from lse"),
     ),
     *faults_in(
         "bwd_generic.cu",

@@ -53,8 +53,8 @@ MMA_SUMS: tuple[Fault, ...] = (
         ("the sink does not join the maximum", "const float largest = larger(reference[r], logit);",
          "const float largest = reference[r];", "mma large sinks", "nan wrong"),
         ("lse without its reference", "return (reference[r] + log2f(", "return (log2f(", "mma"),
-        ("lse of float32 rounds three times", "if constexpr (Tiles::kPrecise)\n            return static_cast<float>(",
-         "if constexpr (false)\n            return static_cast<float>(", "mma equal values", "bits"),
+        ("lse of float32 rounds three times", "if constexpr (Tiles::kPrecise) return log_of_sum",
+         "if constexpr (false) return log_of_sum", "mma equal values", "bits"),
     ),
     *faults_in(
         "tile/mma_split.cuh",

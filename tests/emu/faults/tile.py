@@ -114,6 +114,13 @@ TILE: tuple[Fault, ...] = (
         ("an infinite sum gives NaN", "total == total ? total : sum", "total", "infinite values", "nan"),
     ),
     *faults_in(
+        "tile/two_floats.cuh",
+        ("a logarithm of half the number", "static_cast<float>(bits >> 23)", "static_cast<float>((bits >> 23) - 1)",
+         "mma equal values", "bits"),
+        ("a logarithm without its series", "2 * multiply_add(s * square, series, s_low)", "2 * s_low",
+         "mma equal values", "bits"),
+    ),
+    *faults_in(
         "tile/row_delta.cuh",
         ("delta without dlse", "if (given(params.dlse))", "if (false)", "backward"),
         ("delta of the first 32 columns", "column < params.v_dim; column += kWarp)",
