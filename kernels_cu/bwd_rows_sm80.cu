@@ -3,6 +3,11 @@
 #include <bwd_rows.cu>
 #include <tile/mma_gradient.cuh>
 
+// Whether the forward rounded scores of the row as the backward does not: see kFarScore. P would be off by some powers of 2.
+__device__ inline bool is_far(const AttentionParams& params, float reference) {
+    return params.dout.dtype == kFloat16 && fabsf(reference) > kFarScore && fabsf(reference) < infinity<float>();
+}
+
 __device__ inline RowSums<float> row_sums(const AttentionParams& params, const Work& work, i64 row, i32 keys) {
     if (given(params.stats)) {
         const u8* stats = base(params.stats, work, work.head) + row * params.stats.row;
@@ -67,7 +72,8 @@ __device__ __forceinline__ void bwd_rows_sm80(const AttentionParams& params) {
             }
             const float delta = row_delta<float>(params, work, own.q.start + row);
             if (lane != 0) continue;
-            const RowSums<float> sums = row_sums(params, work, own.q.start + row, own.k.length);
+            RowSums<float> sums = row_sums(params, work, own.q.start + row, own.k.length);
+            if (is_far(params, sums.reference)) sums.inverse_sum = float_of_bits(0x7fffffffu);
             store_terms(terms, row % kSegment, sums, delta);
             if (given(params.sink_rows)) store_sink(params, work, own.q.start + row, sums, delta);
         }

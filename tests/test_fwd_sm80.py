@@ -72,6 +72,19 @@ def test_scores_beyond_what_references_resolve(backend, numbers):
     _require_close(out, np.broadcast_to(v[:, :1], out.shape), numbers)
 
 
+def test_gradients_of_far_scores_are_refused_in_float16(backend):
+    """The forward rounds such scores, the backward does not: NaN, and not numbers that are off by powers of two."""
+    q, k, v = _operands("float16", q_len=48, kv_len=64, head_dim=64)
+    q[...], k[...] = 3000 * np.eye(48, 64), 3000 * np.eye(64)
+    q[:, 3] *= 10
+    k[:, 3] *= 10
+    out, residuals = backend.api.attention_fwd(q, k, v, scale=1.0)
+    assert np.isfinite(out).all()
+    dq = backend.api.attention_bwd(out, residuals, wrt=("q",)).dq
+    assert np.isnan(dq[:, 3]).any(-1).all()
+    assert np.isfinite(np.delete(dq, 3, 1)).all()
+
+
 def _require_close(out, chosen, numbers):
     """TF32 rounds a row's weights, but not their sum."""
     rounded = chosen * np.float32(1 - 2.0**-11) if numbers == "tf32" else chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,20 @@ def test_options_compute_what_the_budget_says():
     scores = budget.scores_of_lane(plain.tiles)
     for kind, count in budget.OF_SCORE["softcap"].items():
         assert after[kind] - before[kind] == pytest.approx(count * scores, abs=4), kind
+
+
+@pytest.mark.slow
+def test_far_scores_are_rounded_before_their_reference_is_subtracted():
+    """A product, a sum and a product for each score, which the compiler would make a multiply-add and a product of."""
+    f16, bf16 = (sm80(kind, 64, 64, "sm_90a") for kind in ("f16", "bf16"))
+    stems = [_stems(listing_of(one.translation_unit(), one.name, "sm_90a")) for one in (f16, bf16)]
+    scores = f16.tiles.owner * f16.tiles.walk // f16.threads
+    assert {stem: stems[0][stem] - stems[1][stem] for stem in ("FMUL", "FADD", "FFMA")} == {
+        "FMUL": 2 * scores,
+        "FADD": scores,
+        "FFMA": 0,
+    }
+
+
+def _stems(listing: Listing) -> Counter[str]:
+    return Counter(one.opcode.partition(".")[0] for one in listing.instructions)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ptx/approximate.cuh>
+#include <ptx/multiply.cuh>
 #include <ptx/vote.cuh>
 #include <tile/mma_product.cuh>
 #include <tile/row_lanes.cuh>
@@ -10,10 +11,6 @@
 // Weights may grow to 2^kSlack before the reference follows the maximum: results are rarely rescaled (FlashAttention-4).
 // Their relative precision does not depend on it, and 2^8 is far from float16's overflow.
 constexpr float kSlack = 8;
-
-// Beyond it a score is rounded, as the reference was, before that is subtracted: multiply_add does not round it, and what
-// the reference was rounded by would take a row's largest weight out of float16's range.
-constexpr float kFarScore = 1 << 27;
 
 template <class Tiles>
 struct MmaSoftmax {
@@ -97,10 +94,7 @@ private:
         for (int r = 0; r < Tiles::kRows; ++r) {
             const float base = finite(reference[r]);
 #pragma unroll
-            for (float& score : scores.at[r]) {
-                score *= factor;
-                score = (score - base) * back;
-            }
+            for (float& score : scores.at[r]) score = (multiply_rounded(score, factor) - base) * back;
         }
     }
 

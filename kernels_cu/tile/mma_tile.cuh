@@ -26,6 +26,10 @@ struct F16 {
     }
 };
 
+// Beyond it a score is rounded, as the reference was, before that is subtracted, where weights overflow: multiply_add does
+// not round it, and what the reference was rounded by would take a row's largest weight out of float16's range.
+constexpr float kFarScore = 1 << 27;
+
 struct BF16 {
     static constexpr bool kSplit = false, kRounds = false, kOverflows = false;
     static constexpr u32 kSign = 0x80008000u;
