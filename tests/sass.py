@@ -1,12 +1,14 @@
 """What a kernel became: instructions of its machine code by kind, over the whole kernel and loop by loop.
 
-``python tests/sass.py PATTERN --arch sm_90a`` compiles the configurations whose name matches and prints the counts.
+``python tests/sass.py PATTERN --arch sm_90a`` compiles the configurations whose name matches and prints the counts;
+with ``--tiles`` a line for each, of the shortest way round a tile.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import site
@@ -14,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from control_flow import Loop, natural_loops, reverse_postorder
 
-from bench import budget
+from bench import budget, budget_bwd, environment
 
 # Where the wheel puts the program.
 PROGRAM = "nvidia/cu13/bin/nvdisasm"
@@ -39,6 +41,7 @@ KINDS = {
     "STS": r"STS\b",
     "LDG": r"LDG\b",
     "STG": r"STG\b",
+    "RED": r"RED|ATOM",
     "LDL": r"LDL\b",
     "STL": r"STL\b",
     "MUFU.EX2": r"MUFU\.EX2",
@@ -60,6 +63,7 @@ KINDS = {
     "SHF": r"U?SHF\b",
     "LEA": r"U?LEA",
     "MOV": r"U?MOV|IMAD\.MOV|IMAD\.U32|CS2R",
+    "S2R": r"S2U?R\b|R2UR",
     "SHFL": r"SHFL",
     "VOTE": r"VOTE",
     "BAR": r"BAR\b",
@@ -214,11 +218,11 @@ def _inside(labels: dict[str, int], target: str | None) -> int | None:
 def table(name: str, arch: str, listing: Listing, expected: Mapping[str, int]) -> str:
     """Lay out the counts: the whole kernel, each loop that has instructions of its own worth naming, and `expected`."""
     columns = {"kernel": listing.counts()}
-    products = sum(count for kind, count in expected.items() if kind.startswith("HMMA"))
+    products = _products(expected)
     for number, loop in enumerate(listing.loops):
         if counts := _telling(listing, loop):
             columns[f"{'>' * loop.depth}{number}"] = counts
-            if products and (tile := tile_counts(listing, loop, products, expected["LDGSTS"])):
+            if products and (tile := tile_counts(listing, loop, products, expected["LDGSTS"], expected.get("LDSM"))):
                 columns["tile"] = tile
     if expected:
         columns["budget"] = Counter(expected)
@@ -231,24 +235,62 @@ def table(name: str, arch: str, listing: Listing, expected: Mapping[str, int]) -
     return "\n".join(lines)
 
 
-def tile_counts(listing: Listing, loop: Loop, products: int, copies: int) -> Counter[str] | None:
-    """Return the instructions of a tile, the shortest way; an inner loop is passed as often as its products ask for."""
+def tile_counts(
+    listing: Listing, loop: Loop, products: int, copies: int, loads: int | None = None
+) -> Counter[str] | None:
+    """Return the instructions of a tile, the shortest way; inner loops are passed as often as its products ask for.
 
-    def made(indices: Iterable[int]) -> int:
-        return sum(listing.instructions[index].kind.startswith("HMMA") for index in indices)
+    Of several inner loops `loads`, a tile's ldmatrix, tells how often each is passed; as often as each other where it
+    does not, as with the products of q and k and of dout and v.
+    """
+    inner = [one for one in listing.loops if one.inside < loop.inside and _products(listing.counts(one.inside))]
+    bodies = [listing.counts(one.inside) for one in inner]
+    path = listing.way_round(loop, _products(listing.counts(loop.own)) + sum(map(_products, bodies)), copies)
+    if path is None or any(one.inside & other.inside for one, other in itertools.combinations(inner, 2)):
+        return None
+    every = itertools.product(range(1, _MOST_TRIPS + 1), repeat=len(inner))
+    for trips in sorted(every, key=lambda trips: max(trips, default=1) - min(trips, default=1)):
+        counts = listing.counts(path)
+        for count, body in zip(trips, bodies, strict=True):
+            for kind in body:
+                counts[kind] += (count - 1) * body[kind]
+        if _products(counts) == products and (len(inner) < 2 or counts["LDSM"] == loads):
+            return counts
+    return None
 
-    inner = [one for one in listing.loops if one.inside < loop.inside and made(one.inside)]
-    if len(inner) > 1:
-        return None
-    own, each = made(loop.own), made(inner[0].inside) if inner else 0
-    trips, left = divmod(products - own, each) if inner else (0, products - own)
-    path = None if left or (inner and trips < 1) else listing.way_round(loop, own + each, copies)
-    if path is None:
-        return None
-    counts = listing.counts(path)
-    for kind, count in (listing.counts(inner[0].inside) if inner else {}).items():
-        counts[kind] += (trips - 1) * count
-    return counts
+
+def _products(counts: Mapping[str, int]) -> int:
+    return sum(count for kind, count in counts.items() if kind.startswith("HMMA"))
+
+
+_MOST_TRIPS = 16
+# What a tile's surplus over the budget is of: kinds that the budget has none or few of.
+SURPLUS = {
+    "addresses": ("IMAD", "IADD", "LEA", "SHF", "LOP3"),
+    "moves": ("MOV", "PRMT", "S2R"),
+    "decisions": ("ISETP", "SEL", "BRA", "VOTE"),
+    "waiting": ("BAR", "LDGDEPBAR", "NOP"),
+}
+
+
+def tile_line(name: str, arch: str, listing: Listing, expected: Mapping[str, int]) -> str:
+    """Sum up a tile: its instructions, the budget's, and in what the former are more."""
+    products, inward = _products(expected), sorted(listing.loops, key=lambda loop: len(loop.inside))
+    found = (tile_counts(listing, loop, products, expected["LDGSTS"], expected["LDSM"]) for loop in inward)
+    # Of loops that pass such a tile the innermost: what walks over heads may do so with its first.
+    counts = next((counts for counts in found if counts is not None), None)
+    if counts is None:
+        return f"{name:58} {arch:6} no way round a tile has the budget's products and copies"
+    total, budgeted = sum(counts.values()), sum(expected.values())
+    rest = {kind: counts[kind] - expected.get(kind, 0) for kind in {*counts, *expected}}
+    parts = {part: sum(rest.pop(kind, 0) for kind in kinds) for part, kinds in SURPLUS.items()}
+    surplus = "".join(f" {part:>9}" for part in (*parts.values(), sum(rest.values())))
+    return f"{name:58} {arch:6} {total:6} {budgeted:6} {100 * (total / budgeted - 1):+5.0f} %{surplus}"
+
+
+TILES_HEAD = f"{'kernel':58} {'arch':6} {'tile':>6} {'budget':>6} {'more':>7}" + "".join(
+    f" {part:>9}" for part in (*SURPLUS, "other")
+)
 
 
 def _telling(listing: Listing, loop: Loop) -> Counter[str] | None:
@@ -272,11 +314,15 @@ def doubles_in_loops(listing: Listing) -> Counter[str]:
     return found
 
 
-def expectation(config: Any) -> Mapping[str, int]:
-    """Return what bench/budget.py says of a tile of a configuration; nothing outside the tensor-core family."""
-    if not config.name.startswith("fwd_sm80_"):
+def expectation(config: Any, arch: str) -> Mapping[str, int]:
+    """Return what the budget says of a tile of a configuration; nothing outside the tensor-core family."""
+    if config.name.startswith("fwd_sm80_"):
+        return budget.instructions(config.tiles, config.features)
+    if not re.match(r"(dkvq?|dq)_sm80_", config.name) or config.features:
         return {}
-    return budget.instructions(config.tiles, config.features)
+    # Four numbers of a lane are one instruction from Hopper on.
+    red = 1 if int(re.sub(r"\D", "", arch)) >= 90 else 4
+    return budget_bwd.instructions(config.kernel, config.tiles, red_instructions=red)
 
 
 def main() -> None:
@@ -287,17 +333,25 @@ def main() -> None:
     )
     parser.add_argument("--arch", nargs="+", default=["sm_90a"])
     parser.add_argument("--nvrtc", type=int, default=12, help="major version (default: 12)")
+    parser.add_argument(
+        "--tiles", action="store_true", help="a line a kernel: a tile beside its budget, and the surplus"
+    )
     arguments = parser.parse_args()
     import nvrtc
 
     from flashcupy.cuda.matrix import compile_configs
 
+    library = nvrtc.load(arguments.nvrtc)
+    if arguments.tiles:
+        print(f"NVRTC {'.'.join(map(str, library.version()))}, commit {environment.commit()}", TILES_HEAD, sep="\n")
     for arch in arguments.arch:
         for config in compile_configs(arguments.which, arch):
-            if re.search(arguments.pattern, config.name):
-                compiled = nvrtc.load(arguments.nvrtc).compile(config.translation_unit(), arch)
-                listing = disassemble(compiled.cubin)[config.name]
-                print(table(config.name, arch, listing, expectation(config)), end="\n\n")
+            expected = expectation(config, arch)
+            if not re.search(arguments.pattern, config.name) or (arguments.tiles and not expected):
+                continue
+            listing = disassemble(library.compile(config.translation_unit(), arch).cubin)[config.name]
+            text = (tile_line if arguments.tiles else table)(config.name, arch, listing, expected)
+            print(text, end="\n" if arguments.tiles else "\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -186,8 +186,8 @@ def test_the_strict_build_finds_undefined_behaviour(monkeypatch):
 def test_the_contracted_build_rounds_a_product_and_a_sum_once(monkeypatch):
     """As a GPU's compiler does: what needs the product rounded has to say so."""
     device, out = EmuDevice(), EmuDevice().empty((2,), np.float32)
-    x = device.from_host(np.float32([1 + 2.0**-12]))
-    body = "p.out[0] = p.x[0] * p.x[0] - 1; p.out[1] = multiply_rounded(p.x[0], p.x[0]) - 1;"
+    x = device.from_host(np.float32([1 + 2.0**-12] * 2))
+    body = "p.out[0] = p.x[0] * p.x[0] - 1; p.out[1] = multiply_rounded(p.x[1], p.x[1]) - 1;"
     run(device, f"/* twice */ {body}", 1, x=x, out=out)
     np.testing.assert_array_equal(out.get(), [2.0**-11, 2.0**-11])
     monkeypatch.setenv("FLASHCUPY_EMU_BUILD", "contracted")

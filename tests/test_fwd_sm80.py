@@ -72,6 +72,13 @@ def test_scores_beyond_what_references_resolve(backend, numbers):
     _require_close(out, np.broadcast_to(v[:, :1], out.shape), numbers)
 
 
+def test_scores_are_rounded_where_a_compiler_might_not(monkeypatch):
+    monkeypatch.setenv("FLASHCUPY_EMU_BUILD", "contracted")
+    backend = EmuBackend("sm80")
+    with backend.active():
+        test_scores_beyond_what_references_resolve(backend, "float16")
+
+
 def test_gradients_of_far_scores_are_refused_in_float16(backend):
     """The forward rounds such scores, the backward does not: NaN, and not numbers that are off by powers of two."""
     q, k, v = _operands("float16", q_len=48, kv_len=64, head_dim=64)

@@ -12,9 +12,10 @@ from nvrtc import SHARED_LIMITS
 from oracles import installed, nvrtc_library
 from sass import Listing, parse
 
-from bench import budget
+from bench import budget, budget_bwd
 from flashcupy.cuda.config_sm80 import MmaConfig
 from flashcupy.cuda.table_sm80 import Need, configure
+from flashcupy.cuda.table_sm80_bwd import configure_gradient
 
 # Two loops, the inner one with its rare half behind the end; a branch with a second predicate; a subroutine.
 TEXT = """
@@ -140,7 +141,7 @@ def test_loops_are_found_with_what_lies_behind_the_end():
 
 def test_instructions_are_counted_by_kind():
     first = parse(TEXT)["first"]
-    assert first.counts() == {"other": 1, "LDG": 1, "NOP": 1, "FFMA": 1, "MUFU.EX2": 1, "FADD": 1, "BRA": 10}
+    assert first.counts() == {"S2R": 1, "LDG": 1, "NOP": 1, "FFMA": 1, "MUFU.EX2": 1, "FADD": 1, "BRA": 10}
     assert first.counts(first.loops[1].own) == {"NOP": 1, "FFMA": 1, "MUFU.EX2": 1, "BRA": 3}
 
 
@@ -163,6 +164,24 @@ def test_inner_loops_are_passed_as_often_as_the_products_ask_for():
     assert thrice["HMMA.16816.F32"] == 3
     assert thrice["LDG"] == 1
     assert thrice["BRA"] == once["BRA"] + 2 * listing.counts(listing.loops[1].inside)["BRA"]
+
+
+def test_a_line_tells_what_a_tile_has_more_than_its_budget():
+    text = TEXT.replace("FFMA R1, R1, R1, R1", "HMMA.16816.F32 R4, R8, R12, R4")
+    expected = {"HMMA.16816.F32": 1, "LDGSTS": 0, "LDSM": 0, "BRA": 1}
+    line = sass.tile_line("first", "sm_80", parse(text)["first"], expected).split()
+    # The innermost way round: two branches, a product, and what fills time.
+    assert line == ["first", "sm_80", "4", "2", "+100", "%", "0", "0", "1", "1", "0"]
+    missing = sass.tile_line("first", "sm_80", parse(text)["first"], expected | {"HMMA.16816.F32": 99})
+    assert "no way round a tile" in missing
+
+
+def test_the_backward_has_a_budget_as_well():
+    for kernel in ("dkvq", "dq"):
+        config = configure_gradient(kernel, Need("bf16", 64, 64, (), None, SHARED_LIMITS["sm_90a"]))
+        for arch, red in (("sm_90a", 1), ("sm_80", 4)):
+            expected = sass.expectation(config, arch)
+            assert expected == budget_bwd.instructions(kernel, config.tiles, red_instructions=red)
 
 
 def test_the_table_has_a_column_for_each_loop_that_computes():
@@ -210,11 +229,13 @@ def test_a_tile_is_copied_and_weighed_as_the_budget_says():
     config = sm80("bf16", 128, 128, "sm_90a")
     listing, expected = require_products(config, "sm_90a"), budget.instructions(config.tiles)
     assert not listing.local_memory
-    loop = max(listing.loops, key=lambda loop: listing.counts(loop.inside)["LDGSTS"])
-    counts = listing.counts(loop.inside)
-    rows = config.tiles.owner // (8 * config.tiles.warps)
-    exact = {kind: expected[kind] for kind in ("LDGSTS", "SHFL", "FMNMX", "FFMA")}
-    exact["MUFU.EX2"] = expected["MUFU.EX2"] + rows  # to rescale, where the reference moves
+    # The innermost loop: beside it stand copies of rows that are no whole pieces.
+    loop = min(
+        (loop for loop in listing.loops if listing.counts(loop.inside)["MUFU.EX2"]), key=lambda loop: len(loop.inside)
+    )
+    counts = sass.tile_counts(listing, loop, sum(budget.products(config.tiles)), expected["LDGSTS"])
+    assert counts is not None
+    exact = {kind: expected[kind] for kind in ("LDGSTS", "SHFL", "FMNMX", "FFMA", "MUFU.EX2")}
     assert {kind: counts[kind] for kind in exact} == exact
 
 

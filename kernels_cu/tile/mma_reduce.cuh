@@ -44,14 +44,15 @@ struct SharedGradients {
         const u32 thread = thread_index_anew();
         if constexpr (kMayHide)
             for (u32 mask = Tiles::kLanes / 2; mask > 0; mask /= 2) rows |= shuffle_xor(rows, mask);
+        const u32 own = Tiles::local_row(0, thread);
+        const LaneRows<kPitch> lane_rows(at, own, thread % Tiles::kLanes * 4);
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
-            const int row = Tiles::local_row(r, thread);
 #pragma unroll
             for (int n = 0; n < Tiles::kColumns / 2; ++n)
-                *reinterpret_cast<u32*>(at + swizzled<kPitch>(row, 16 * n + thread % Tiles::kLanes * 4)) =
+                *reinterpret_cast<u32*>(lane_rows.permuted(8 * r, 16 * n)) =
                     Tiles::Kind::pack(gradients.at[r][2 * n], gradients.at[r][2 * n + 1]);
-            if (kMayHide && thread % Tiles::kLanes == 0) seen[row] = rows >> r & 1u ? 0xffff : 0;
+            if (kMayHide && thread % Tiles::kLanes == 0) seen[own + 8 * r] = rows >> r & 1u ? 0xffff : 0;
         }
     }
 };

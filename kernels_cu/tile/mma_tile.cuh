@@ -141,16 +141,16 @@ struct MmaTiles {
 };
 
 // By which a row's bytes are permuted: 16-byte pieces of eight neighbouring rows, and of neighbours in a row, lie in
-// different banks.
+// different banks. Rows are unsigned: the remainder of what may be negative takes five instructions for one.
 template <int kPitch>
-__device__ __forceinline__ int swizzle_of(int row) { return kPitch == 64 ? row / 2 % 4 * 16 : row % 8 * 16; }
+__device__ __forceinline__ int swizzle_of(u32 row) { return kPitch == 64 ? row / 2 % 4 * 16 : row % 8 * 16; }
 
 // Where byte `byte` of row `row` lies.
 template <int kPitch>
 __device__ __forceinline__ int swizzled(int row, int byte) { return row * kPitch + (byte ^ swizzle_of<kPitch>(row)); }
 
-// What a lane reads of swizzled rows: bytes of its own row, and of those a multiple of 8 below, which swizzle alike. Offsets
-// that the compiler knows stay apart from the lane's, so that few addresses serve all.
+// What a lane reads or writes of swizzled rows: bytes of its own row, and of those a multiple of 8 below, which swizzle
+// alike. Offsets that the compiler knows stay apart from the lane's, so that few addresses serve all.
 template <int kPitch>
 struct LaneRows {
     u32 start, swizzle;  // addresses in shared memory: generic ones would take twice the arithmetic
@@ -158,8 +158,16 @@ struct LaneRows {
     __device__ __forceinline__ LaneRows(const u8* rows, u32 row, u32 byte)
         : start(shared_address(rows) + row * kPitch + byte % 16), swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(row)) {}
     __device__ __forceinline__ const u8* at(u32 rows_below, u32 byte) const {
-        return shared_pointer(start + (swizzle ^ byte % 128) + (rows_below * kPitch + byte / 128 * 128));
+        return shared_pointer(start + (swizzle ^ byte % 128) + below(rows_below, byte));
     }
+    // The same by one instruction less, of rows that start at multiples of what their swizzle permutes: 64 or 128 bytes.
+    // Not in the products: there ptxas lacks a register then, and the backward of D = 64 spills on Hopper.
+    __device__ __forceinline__ u8* permuted(u32 rows_below, u32 byte) const {
+        return const_cast<u8*>(shared_pointer(((start + swizzle) ^ byte % 128) + below(rows_below, byte)));
+    }
+
+private:
+    __device__ __forceinline__ static u32 below(u32 rows_below, u32 byte) { return rows_below * kPitch + byte / 128 * 128; }
 };
 
 // Shared memory of a block. Rows hold whole buckets, zeros where the problem has less.

@@ -46,7 +46,7 @@ _BUILDS = {
     "quick": ("-O0", "-g1"),  # for kernels that run once
     "inlined": ("-O1", "-g1", "-DEMU_INLINED"),  # reports name callers; bank conflicts are counted by instruction
     # As NVRTC does by default: a product and a sum become one rounding where the compiler sees both.
-    "contracted": ("-O1", "-g1", "-DEMU_INLINED", "-ffp-contract=fast"),
+    "contracted": ("-O1", "-g1", "-DEMU_INLINED", "-ffp-contract=fast", "-fexpensive-optimizations"),
     "debug": ("-O0", "-g"),
     "strict": ("-O1", "-g1", "-fsanitize=undefined"),
 }

@@ -137,6 +137,8 @@ MMA_TILE: tuple[Fault, ...] = (
          "mma"),
         ("swizzles reach beyond their 128 bytes", "(swizzle ^ byte % 128)", "swizzle + byte % 128", "mma",
          "race wrong"),
+        ("a permuted address that is added up", "((start + swizzle) ^ byte % 128)", "(start + swizzle + byte % 128)",
+         "mma backward", "race wrong bounds uninitialised nan"),
         ("the first 128 bytes of a row for all", "rows_below * kPitch + byte / 128 * 128", "rows_below * kPitch",
          "mma wide"),
         ("half of a wide tangent", "-2.0f, reciprocal", "-1.0f, reciprocal", "mma softcap"),
