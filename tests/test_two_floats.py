@@ -43,7 +43,8 @@ def test_products_are_summed_with_all_digits():
     """What a rounded product lost is there when it is taken away again."""
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((2, COUNT)).astype(np.float32)
-    body = "[&] { CompensatedSum<float> sum = {}; sum.add_product(x, y); sum.add(-(x * y)); return sum.value(); }()"
+    steps = "sum.add_product(x, y); sum.add(-multiply_rounded(x, y)); return sum.value();"
+    body = f"[&] {{ CompensatedSum<float> sum = {{}}; {steps} }}()"
     got = _computed("tile/sum.cuh", body, x, y)
     exact = x.astype(np.float64) * y
     np.testing.assert_array_equal(got, (exact - (x * y)).astype(np.float32))
