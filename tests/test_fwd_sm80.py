@@ -72,6 +72,29 @@ def test_scores_beyond_what_references_resolve(backend, numbers):
     _require_close(out, np.broadcast_to(v[:, :1], out.shape), numbers)
 
 
+def test_far_scores_one_step_apart(backend):
+    """The next number above a reference beyond 2^27 is more than what weights may grow to."""
+    q, k, v = np.zeros((3, 1, 64, 64), np.float16)
+    q[..., 0], q[..., 1], v[...] = 16384, 8, 1
+    k[..., 0], k[:, :32, 1], k[:, 32:, 1], k[:, 40, 1] = 6000, 1, -2000, 2
+    np.testing.assert_array_equal(backend.api.attention(q, k, v, scale=1.0), v)
+
+
+def test_rows_beside_far_ones_have_their_own_gradients(backend):
+    """Rows 0 and 8 are of the same lanes."""
+    rng = np.random.default_rng(0)
+    q, k, v, dout = rng.standard_normal((4, 1, 64, 64)).astype(np.float16)
+    k[..., 0], q[..., 0] = 4000, 12896
+    alone, beside = (np.zeros(0),) * 2
+    for far in (False, True):
+        q[:, 0, 0] = 60000 if far else 12896
+        _, residuals = backend.api.attention_fwd(q, k, v, scale=1.0)
+        dq = backend.api.attention_bwd(dout, residuals, wrt=("q",), deterministic=True).dq[:, 1:]
+        alone, beside = beside, dq
+    np.testing.assert_array_equal(alone, beside)
+    assert np.isfinite(beside).all()
+
+
 def test_scores_are_rounded_where_a_compiler_might_not(monkeypatch):
     monkeypatch.setenv("FLASHCUPY_EMU_BUILD", "contracted")
     backend = EmuBackend("sm80")

@@ -44,7 +44,7 @@ def _sources(folder: str | Path, prefix: str) -> Iterator[tuple[str, int, int]]:
     """
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 yield from _sources(entry.path, f"{prefix}{entry.name}/")
             elif entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(".md"):
                 stat = entry.stat()

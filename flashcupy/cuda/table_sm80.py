@@ -132,7 +132,7 @@ def configure(need: Need) -> MmaConfig:
         tiles = _tiles(need, choice)
         return MmaConfig("fwd", tiles, resident(choice, tiles), need.schedule, need.features)
 
-    if found := first_that_fits(need, _candidates(need), made):
+    if found := first_that_fits("fwd", need, _candidates(need), made):
         return found
     raise UnsupportedError(
         f"no tiles for head_dim {need.head_dim} and v's {need.v_dim} columns fit into {need.shared_memory} bytes of "
@@ -157,7 +157,9 @@ class _Config(Protocol):
 _Made = TypeVar("_Made", bound=_Config)
 
 
-def first_that_fits(need: Need, choices: Iterable[Choice], made: Callable[[Choice], _Made]) -> _Made | None:
+def first_that_fits(
+    kernel: str, need: Need, choices: Iterable[Choice], made: Callable[[Choice], _Made]
+) -> _Made | None:
     """Make the first choice that fits; with two stages where one is asked for, if they cost no resident block.
 
     Copies of the next tile are under way during all of this one then, and not during half of it.
@@ -166,7 +168,7 @@ def first_that_fits(need: Need, choices: Iterable[Choice], made: Callable[[Choic
         one = made(choice)
         if not fits(need, choice, one.shared_bytes):
             continue
-        if choice.stages == 2 or tile_table() != "real" or not _looks_ahead(need):
+        if choice.stages == 2 or tile_table() == "small" or tried(kernel) is not None or not _looks_ahead(need):
             return one
         two = made(choice._replace(stages=2))
         return two if _residents(need, two) >= _residents(need, one) else one

@@ -110,7 +110,7 @@ def configure_gradient(kernel: Kernel, need: Need) -> GradientConfig:
         tiles = _tiles(kernel, need, choice)
         return GradientConfig(kernel, tiles, resident(choice, tiles), need.schedule, need.features)
 
-    if found := first_that_fits(need, _candidates(kernel, need), made):
+    if found := first_that_fits(kernel, need, _candidates(kernel, need), made):
         return found
     raise UnsupportedError(
         f"no tiles for gradients of head_dim {need.head_dim} and v's {need.v_dim} columns fit into "

@@ -8,7 +8,7 @@ struct Segments {
     u8* first;  // segment 0 of the sequence
     i64 step;
 
-    __device__ __forceinline__ u8* at(i32 row) const { return first + row / kSegment * step; }
+    __device__ __forceinline__ u8* at(i32 row) const { return first + static_cast<u32>(row) / kSegment * step; }
 };
 
 // Packed sequences start at a segment of their own: there are at most as many as rows / 16, and one more for each.

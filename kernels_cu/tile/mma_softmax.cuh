@@ -25,23 +25,25 @@ struct MmaSoftmax {
     // Turn scores, still to be multiplied by `factor`, into weights; earlier results are rescaled where the reference moves.
     __device__ __forceinline__ void update(Fragment<Tiles>& scores, float factor, MmaResult<Tiles>& result) {
         float largest[Tiles::kRows];
-        bool grows = false, far = false;
+        bool far[Tiles::kRows];
+        bool grows = false, any_far = false;
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             float top = -infinity<float>();
 #pragma unroll
             for (int c = 0; c < Tiles::kColumns; ++c) top = larger(top, scores.at[r][c]);
             largest[r] = row_max<Tiles>(top) * factor;
-            grows |= largest[r] > reference[r] + kSlack;
-            if constexpr (Tiles::Kind::kOverflows) far |= fabsf(finite(largest[r])) > kFarScore;
+            grows |= grew(largest[r], r);
+            far[r] = Tiles::Kind::kOverflows && fabsf(finite(largest[r])) > kFarScore;
+            any_far |= far[r];
         }
-        if (warp_any(grows || far)) {
+        if (warp_any(grows || any_far)) {
             raise(largest, result);
-            if (far) center(scores, factor);
+            if (Tiles::Kind::kOverflows && warp_any(any_far)) center(scores, factor, far);
         }
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
-            const float base = far ? 0 : finite(reference[r]);
+            const float base = far[r] ? 0 : finite(reference[r]);
             float part = 0;
 #pragma unroll
             for (int c = 0; c < Tiles::kColumns; ++c) {
@@ -78,7 +80,7 @@ private:
     __device__ __forceinline__ void raise(const float (&largest)[Tiles::kRows], MmaResult<Tiles>& result) {
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
-            const bool grows = largest[r] > reference[r] + kSlack;
+            const bool grows = grew(largest[r], r);
             const float rescale = grows ? Tiles::exp2(reference[r] - largest[r]) : 1;
             reference[r] = grows ? largest[r] : reference[r];
             sum[r].multiply(rescale);
@@ -87,14 +89,18 @@ private:
         }
     }
 
-    // score * factor - reference of the lane's rows, in units of scores. The largest becomes 0.
-    __device__ __forceinline__ void center(Fragment<Tiles>& scores, float factor) const {
+    // Exact where it matters: from 2^27 on the sum of reference and slack would be a tie.
+    __device__ __forceinline__ bool grew(float largest, int r) const { return largest - reference[r] > kSlack; }
+
+    // score * factor - reference of far rows, in units of scores. The largest becomes 0.
+    __device__ __forceinline__ void center(Fragment<Tiles>& scores, float factor, const bool (&far)[Tiles::kRows]) const {
         const float back = reciprocal_approximate(factor);
 #pragma unroll
         for (int r = 0; r < Tiles::kRows; ++r) {
             const float base = finite(reference[r]);
 #pragma unroll
-            for (float& score : scores.at[r]) score = (multiply_rounded(score, factor) - base) * back;
+            for (float& score : scores.at[r])
+                score = far[r] ? (multiply_rounded(score, factor) - base) * back : score;
         }
     }
 

@@ -111,7 +111,10 @@ struct OwnedTerms {
     __device__ __forceinline__ bool any_large() const {
         bool any = false;
 #pragma unroll
-        for (int r = 0; r < Tiles::kRows; ++r) any |= fabsf(terms.own[r].lse) > kLarge - kMostOfSum;
+        for (int r = 0; r < Tiles::kRows; ++r) {
+            const float size = fabsf(terms.own[r].lse);  // infinite where the row saw nothing
+            any |= size > kLarge - kMostOfSum && size < infinity<float>();
+        }
         return warp_any(any);
     }
 };
@@ -144,7 +147,7 @@ struct WalkedTerms {
         struct alignas(4 * kEach) Share {
             float of_row[kEach];
         };
-        const int lane = static_cast<int>(thread_index_anew() % 32) % (Tiles::kWalk / kEach);
+        const u32 lane = thread_index_anew() % 32 % (Tiles::kWalk / kEach);
         const Share own = *reinterpret_cast<const Share*>(
             &walked[lane / kLanesEach].large.of_row[lane % kLanesEach * kEach]);
         bool any = false;
@@ -161,10 +164,10 @@ private:
 // Terms of a tile's queries to shared memory, asynchronously; zeros for segments from `end` on.
 template <class Tiles, class Tile>
 __device__ __forceinline__ void copy_terms(SegmentOf<Tiles>* to, const Segments& from, const Tile& tile, i32 end) {
-    constexpr int kEach = sizeof(SegmentOf<Tiles>) / kPiece, kPieces = Tiles::kWalk / kSegment * kEach;
+    constexpr u32 kEach = sizeof(SegmentOf<Tiles>) / kPiece, kPieces = Tiles::kWalk / kSegment * kEach;
 #pragma unroll
-    for (int first = 0; first < kPieces; first += Tiles::kThreads) {
-        const int piece = first + thread_index_anew();
+    for (u32 first = 0; first < kPieces; first += Tiles::kThreads) {
+        const u32 piece = first + thread_index_anew();
         if (kPieces % Tiles::kThreads != 0 && piece >= kPieces) break;
         const i32 row = tile.at(piece / kEach * kSegment);
         copy_async_16(reinterpret_cast<u8*>(to) + piece * kPiece, from.at(row) + piece % kEach * kPiece,

@@ -73,7 +73,7 @@ MMA_BACKWARD_PARTS: tuple[Fault, ...] = (
          "q.start / kSegment", "mma backward of packed sequences", "wrong race nan"),
         ("sequences start one segment apart", "q.start / kSegment + work.batch", "work.batch",
          "mma backward of packed sequences", "wrong race nan"),
-        ("every row's segment is the first", "first + row / kSegment * step", "first", "mma backward",
+        ("every row's segment is the first", "first + static_cast<u32>(row) / kSegment * step", "first", "mma backward",
          "race wrong nan"),
     ),
     *faults_in(
