@@ -50,6 +50,7 @@ test_fwd_sm80.py::test_head_dims[.*-float16]
 test_fwd_sm80.py::test_packed_sequences_have_the_bits_of_a_padded_batch[(alibi|dropout)-float16]
 test_fwd_sm80.py::test_shapes_of_the_band[.*-float16]
 test_fwd_sm80.py::(?!test_(blocks_of|head_dims|packed|shapes_of)).*
+test_fwd_sm80_far.py::.*
 test_bwd_sm80.py::test_(each_operand_has_a_path|what_lies_beside).*
 test_bwd_sm80_edges.py::test_keys_that_there.*
 test_bwd_sm80_edges.py::test_gradients_from_the_output_and_lse_alone[True-float16]

@@ -1,4 +1,7 @@
-"""CUDA does not survive a fork: in a child of a process that has used it each call fails, for no reason it tells."""
+"""CUDA does not survive a fork: in a child of a process that has used it each call fails, for no reason it tells.
+
+Known is what this library has used of it, not what CuPy or another one has without it.
+"""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from flashcupy.cuda.config import Schedule, features, tile_table
 from flashcupy.cuda.config_sm80 import BUCKETS, Kind, MmaConfig, MmaTiles, OperandTiles
+from flashcupy.cuda.config_sm80_bwd import GradientConfig
 from flashcupy.errors import UnsupportedError
 from flashcupy.spec import AttentionSpec
 
@@ -145,16 +146,7 @@ def fits(need: Need, choice: Choice, shared: int) -> bool:
     return choice.blocks * (shared + _RESERVED) <= need.shared_memory + _RESERVED
 
 
-class _Config(Protocol):
-    @property
-    def threads(self) -> int: ...
-    @property
-    def blocks(self) -> int: ...
-    @property
-    def shared_bytes(self) -> int: ...
-
-
-_Made = TypeVar("_Made", bound=_Config)
+_Made = TypeVar("_Made", MmaConfig, GradientConfig)
 
 
 def first_that_fits(
@@ -175,7 +167,7 @@ def first_that_fits(
     return None
 
 
-def _residents(need: Need, config: _Config) -> int:
+def _residents(need: Need, config: MmaConfig | GradientConfig) -> int:
     """Blocks on a multiprocessor, as shared memory and registers have room for them."""
     by_registers = max(config.blocks, _REGISTERS // (_LEAST_REGISTERS * config.threads))
     return min((need.shared_memory + _RESERVED) // (config.shared_bytes + _RESERVED), by_registers)

@@ -92,7 +92,8 @@ private:
     // Exact where it matters: from 2^27 on the sum of reference and slack would be a tie.
     __device__ __forceinline__ bool grew(float largest, int r) const { return largest - reference[r] > kSlack; }
 
-    // score * factor - reference of far rows, in units of scores. The largest becomes 0.
+    // score * factor - reference of far rows, in units of scores. The largest becomes 0. By selection: lanes of a warp stay
+    // together for the products, and a row's gradient does not depend on what rows its lane has beside it.
     __device__ __forceinline__ void center(Fragment<Tiles>& scores, float factor, const bool (&far)[Tiles::kRows]) const {
         const float back = reciprocal_approximate(factor);
 #pragma unroll

@@ -26,10 +26,6 @@ struct F16 {
     }
 };
 
-// Beyond it a score is rounded, as the reference was, before that is subtracted, where weights overflow: multiply_add does
-// not round it, and what the reference was rounded by would take a row's largest weight out of float16's range.
-constexpr float kFarScore = 1 << 27;
-
 struct BF16 {
     static constexpr bool kSplit = false, kRounds = false, kOverflows = false;
     static constexpr u32 kSign = 0x80008000u;
@@ -73,6 +69,10 @@ private:
 struct SplitTF32 : TF32 {
     static constexpr bool kSplit = true, kRounds = false;
 };
+
+// Beyond it a score is rounded, as the reference was, before that is subtracted, where weights overflow: multiply_add does
+// not round it, and what the reference was rounded by would take a row's largest weight out of float16's range.
+constexpr float kFarScore = 1 << 27;
 
 // Rows in shared memory are half of the 32 banks, or whole rounds of them: where a row of a column lies is its swizzle's.
 __device__ constexpr int pitch_of(int bytes) { return bytes <= 64 ? 64 : (bytes + 127) / 128 * 128; }
