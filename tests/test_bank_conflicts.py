@@ -126,7 +126,7 @@ def _require_least(counted: dict[str, list[BankConflicts]], kernels: set[str]) -
 @pytest.mark.parametrize(
     ("dtype", "dims"),  # bfloat16 lies as float16 does
     [
-        ("float16", (64, 64)),
+        _slow("float16", (64, 64)),
         *(_slow("float16", (d, d)) for d in (32, 128, 192, 256)),
         *(_slow(dtype, (192, 128)) for dtype in ("float16", "bfloat16")),
     ],

@@ -71,6 +71,7 @@ def test_kernels_are_those_that_gradients_need(emulator, monkeypatch, wrt, deter
     assert names == expected
 
 
+@pytest.mark.slow
 def test_float32_has_no_sums_of_all_blocks(emulator, monkeypatch):
     """Sums of many tiles have to keep what rounding loses, which additions to memory cannot."""
     names = _launched(emulator, monkeypatch, lambda: gradients.of(emulator.api, *gradients.operands("float32")))
@@ -123,7 +124,8 @@ def test_deterministic_gradients_have_the_same_bits_in_every_order_of_blocks(emu
     assert all(gradients.equal(run, runs[0]) for run in runs[1:])
 
 
-@pytest.mark.parametrize("numbers", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", ["float16", "float32"])
 def test_deterministic_gradients_repeat(real, numbers):
     """On a GPU, where many blocks run at once and none waits for another."""
     operands = gradients.operands(

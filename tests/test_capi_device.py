@@ -135,6 +135,7 @@ def test_a_backward_in_a_workspace(emu, monkeypatch):
         np.testing.assert_allclose(result.get(), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_masks_are_where_they_are_used(emu):
     lib = library()
     q, k, v = _inputs()
