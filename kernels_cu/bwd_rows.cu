@@ -39,20 +39,28 @@ __device__ inline void stats_from_lse(const AttentionParams& params, const Work&
     store(params.stats, stats + params.stats.column, sums.inverse_sum);
 }
 
+// f(row, is_own) for rows from `first` on, a warp each. A warp with no row left goes round with the last one: ptxas takes a
+// branch that depends on the warp for one on which lanes part, and gives each shuffle behind it a second way, by a call.
+template <int kThreads, class F>
+__device__ __forceinline__ void for_each_row(i32 first, i32 end, F f) {
+    constexpr i32 kWarps = kThreads / kWarp;
+    const i32 warp = thread_index() / kWarp;
+    for (i32 row = first; row < end; row += kWarps) f(min(row + warp, end - 1), row + warp < end);
+}
+
 // lse is given where the statistics have to be computed.
 template <class Acc, int kRows, int kThreads>
 __device__ __forceinline__ void bwd_rows(const AttentionParams& params) {
     StaticScheduler scheduler(params, ceil_div(params.q_len, kRows), params.q_heads);
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
-        for (i32 n = thread_index() / kWarp; n < kRows; n += kThreads / kWarp) {
-            const i32 row = work.tile * kRows + n;
-            if (row >= own.q.length) break;
+        const i32 first = work.tile * kRows;
+        for_each_row<kThreads>(first, min(first + kRows, own.q.length), [&](i32 row, bool is_own) {
             const Acc delta = row_delta<Acc>(params, work, own.q.start + row);
-            if (thread_index() % kWarp != 0) continue;
+            if (!is_own || thread_index() % kWarp != 0) return;
             u8* to = base(params.delta, work, work.head) + static_cast<i64>(own.q.start + row) * params.delta.row;
             store(params.delta, to, delta);
             if (given(params.lse)) stats_from_lse<Acc>(params, work, own.q.start + row, own.k.length);
-        }
+        });
     }
 }

@@ -59,23 +59,24 @@ __device__ __forceinline__ void bwd_rows_sm80(const AttentionParams& params) {
     const u32 lane = thread_index() % kWarp;
     for (Work work; scheduler.next(work);) {
         const Sequence own = sequence(params, work);
+        if (own.q.length == 0) continue;
         const Segments to = segments(params, params.row_terms, work, work.head, own.q);
-        const i32 end = ceil_div(own.q.length, kSegment) * kSegment;
-        for (i32 n = thread_index() / kWarp; n < kRows; n += kThreads / kWarp) {
-            const i32 row = work.tile * kRows + n;
-            if (row >= end) break;
-            if (given(params.dq_parts)) clear_parts(segments(params, params.dq_parts, work, work.head, own.q), row, lane);
+        const i32 first = work.tile * kRows, end = min(first + kRows, ceil_div(own.q.length, kSegment) * kSegment);
+        for_each_row<kThreads>(first, end, [&](i32 row, bool is_own) {
+            if (is_own && given(params.dq_parts))
+                clear_parts(segments(params, params.dq_parts, work, work.head, own.q), row, lane);
+            const i64 at = own.q.start + min(row, own.q.length - 1);
+            const float delta = row_delta<float>(params, work, at);
+            if (!is_own || lane != 0) return;
             auto& terms = *reinterpret_cast<SegmentTerms<kPrecise>*>(to.at(row));
             if (row >= own.q.length) {
-                if (lane == 0) store_nothing(terms, row % kSegment);
-                continue;
+                store_nothing(terms, row % kSegment);
+                return;
             }
-            const float delta = row_delta<float>(params, work, own.q.start + row);
-            if (lane != 0) continue;
-            RowSums<float> sums = row_sums(params, work, own.q.start + row, own.k.length);
+            RowSums<float> sums = row_sums(params, work, at, own.k.length);
             if (is_far(params, sums.reference)) sums.inverse_sum = float_of_bits(0x7fffffffu);
             store_terms(terms, row % kSegment, sums, delta);
-            if (given(params.sink_rows)) store_sink(params, work, own.q.start + row, sums, delta);
-        }
+            if (given(params.sink_rows)) store_sink(params, work, at, sums, delta);
+        });
     }
 }

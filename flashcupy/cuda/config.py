@@ -30,6 +30,7 @@ class PlainConfig:
     threads: int = 128
     shared_bytes: int = 0
     shared: str = ""  # the C++ type of what lies there
+    blocks: int | None = None  # at least so many on a multiprocessor, where ptxas left to itself spills for more
 
     @property
     def name(self) -> str:
@@ -38,10 +39,11 @@ class PlainConfig:
     def translation_unit(self) -> str:
         arguments = ", ".join((*self.arguments, str(self.threads)))
         same = f'static_assert(sizeof({self.shared}) == {self.shared_bytes}, "the host\'s shared_bytes");\n'
+        bounds = self.threads if self.blocks is None else f"{self.threads}, {self.blocks}"
         return (
             f"#include <{self.function}.cu>\n"
             f"{same if self.shared else ''}"
-            f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}('
+            f'extern "C" __global__ void __launch_bounds__({bounds}) {self.name}('
             f"const __grid_constant__ {self.params} params) {{\n"
             f"    {self.function}<{arguments}>(params);\n"
             "}\n"
@@ -77,7 +79,7 @@ def poison_config(side: Literal["QueryRows", "QueryHeads", "KeyRows"]) -> PlainC
 
 
 def rows_config(acc: str) -> PlainConfig:
-    return PlainConfig("bwd_rows", "AttentionParams", (acc, str(ROWS_PER_BLOCK)))
+    return PlainConfig("bwd_rows", "AttentionParams", (acc, str(ROWS_PER_BLOCK)), blocks=8)
 
 
 def row_terms_config(precise: bool) -> PlainConfig:
