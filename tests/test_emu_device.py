@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from emu import build
-from emu.device import EmuDevice, EmuError, Settings, _runtime
+from emu.device import EmuDevice, EmuError, Settings, runtime
 from emu.tiny import KERNELS, run, unit
 
 from flashcupy.errors import KernelCompileError
@@ -163,7 +163,7 @@ def test_time_starts_anew_before_it_runs_out():
     for time in (0xBFFFFFFF, 0xFFFFFF00, None):
         if time is not None:
             run(device, ADD, 64, 2, ROW, out=out)
-            _runtime().emu_set_time(time)
+            runtime().emu_set_time(time)
         for _ in range(2):
             run(device, ADD, 64, 2, ROW, out=out)
             run(device, "p.out[b * 64 + t] = b;", 64, 2, out=out)

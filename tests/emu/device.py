@@ -85,7 +85,7 @@ class _Kernel:
 
 
 @cache
-def _runtime() -> ctypes.CDLL:
+def runtime() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build.runtime_library()))
     library.emu_register.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_char_p)
     library.emu_register.restype = ctypes.c_void_p
@@ -216,7 +216,7 @@ class EmuDevice:
             self._know(root, begin, end - begin if root.size else 0, _label(root))
 
     def _know(self, root: np.ndarray, begin: int, nbytes: int, label: str) -> None:
-        region = _runtime().emu_register(begin, nbytes, root.flags.writeable, label.encode())
+        region = runtime().emu_register(begin, nbytes, root.flags.writeable, label.encode())
         finalizer = weakref.finalize(root, _forget, self._registered, id(root), region)
         finalizer.atexit = False
         self._registered[id(root)] = finalizer
@@ -227,7 +227,7 @@ class EmuDevice:
     def load(self, path: Path, entry: str, shared_bytes: int) -> _Kernel:
         content = Path(path).read_bytes()
         build.check_kernel(content)
-        _runtime()  # which the kernel asks for by name
+        runtime()  # which the kernel asks for by name
         # A private copy: the loader knows files by name, and one that shrinks under a mapping kills the process.
         copy = Path(_loaded_folder().name, f"{next(_numbers)}_{entry[:100]}.so")
         copy.write_bytes(content)
@@ -272,10 +272,10 @@ class EmuDevice:
             report=ctypes.addressof(report),
             report_bytes=len(report),
         )
-        _runtime().emu_launch(ctypes.byref(request))
+        runtime().emu_launch(ctypes.byref(request))
         self.accesses, self.switches = request.accesses, request.switches
         if settings.count_bank_conflicts:
-            self.bank_conflicts = banks.bank_conflicts(_runtime(), kernel.path)
+            self.bank_conflicts = banks.bank_conflicts(runtime(), kernel.path)
         if report.value:
             raise EmuError(places.with_places(report.value.decode(errors="replace"), kernel.path))
 
@@ -300,7 +300,7 @@ def _loaded_folder() -> tempfile.TemporaryDirectory[str]:
 
 def _forget(registered: dict[int, Any], key: int, region: int) -> None:
     del registered[key]
-    _runtime().emu_unregister(region)
+    runtime().emu_unregister(region)
 
 
 def _label(host: np.ndarray) -> str:

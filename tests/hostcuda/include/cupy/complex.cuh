@@ -1,0 +1,1 @@
+// In the place of CuPy's header, of which nothing is used.

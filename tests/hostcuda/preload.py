@@ -1,0 +1,102 @@
+"""Puts the stand-in in the place of CUDA, for this process: to be imported before CuPy. See README.md.
+
+``python -m pytest -p hostcuda.preload`` does, with tests/ on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emu.device import EmuDevice, Settings, runtime
+
+from hostcuda import build
+from hostcuda.cupy_kernels import CupyKernel
+
+_FAILED = 719  # cudaErrorLaunchFailure
+
+_FIND = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int))
+_RUN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, *[ctypes.c_uint] * 3, ctypes.c_void_p, ctypes.c_int)
+_KNOW = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
+
+# Races between threads are for the tests that run the emulator by itself.
+_emulator = EmuDevice(settings=Settings(detect_races=False), compute_capability=(8, 0))
+_kernels: list[Callable[..., Any]] = []
+_regions: dict[int, int] = {}
+_sources: dict[str, str] = {}  # that CuPy wanted to have compiled
+
+
+def _find(module: bytes, name: bytes, sizes: Any) -> int:
+    try:
+        found = _load(module.decode(), name.decode())
+    except Exception:
+        traceback.print_exc()
+        return 0
+    kernel, its_sizes = found
+    for n, size in enumerate((*its_sizes, -1)):
+        sizes[n] = size
+    _kernels.append(kernel)
+    return len(_kernels)
+
+
+def _load(module: str, name: str) -> tuple[Callable[..., Any], list[int]]:
+    if module in _sources:
+        own = CupyKernel(_sources[module], name)
+        return lambda grid, block, shared, parameters: own(parameters), own.sizes
+    kernel = _emulator.load(Path(module), name, _emulator.properties.shared_memory)
+
+    def launch(grid: int, block: int, shared: int, parameters: bytes) -> None:
+        _emulator.launch(kernel, grid, block, shared, parameters)
+
+    return launch, [kernel.params_bytes]
+
+
+def _run(number: int, grid: int, block: int, shared: int, parameters: int, size: int) -> int:
+    try:
+        _kernels[number - 1](grid, block, shared, ctypes.string_at(parameters, size))
+    except Exception:
+        traceback.print_exc()
+        return _FAILED
+    return 0
+
+
+def _know(begin: int, size: int, exists: int) -> None:
+    if exists:
+        _regions[begin] = runtime().emu_register(begin, size, True, b"an allocation")
+    else:
+        runtime().emu_unregister(_regions.pop(begin))
+
+
+def _compile_for_cupy(source: str, *_: Any, **__: Any) -> tuple[bytes, None]:
+    name = f"source {len(_sources)}"
+    _sources[name] = source
+    return name.encode(), None
+
+
+_folder = tempfile.mkdtemp(prefix="flashcupy-hostcuda-")
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+os.environ |= {"CUPY_CACHE_DIR": f"{_folder}/cupy", "FLASHCUPY_CACHE_DIR": f"{_folder}/flashcupy"}
+os.environ["CUPY_ACCELERATORS"] = ""  # CUB's reductions are compiled into CuPy
+
+_callbacks = _FIND(_find), _RUN(_run), _KNOW(_know)
+ctypes.CDLL(str(build.library()), ctypes.RTLD_GLOBAL).hostcuda_connect(*_callbacks)
+sys.path.insert(0, str(build.site()))
+
+import cupy.cuda.compiler  # noqa: E402
+from emu import build as emulator_build  # noqa: E402
+
+from flashcupy.cuda import cupy_device  # noqa: E402
+
+cupy.cuda.compiler._compile_using_nvrtc_no_warning = _compile_for_cupy
+cupy_device.nvrtc_compile = lambda source, entry, arch, include: (
+    emulator_build.compile_kernel(source, entry, include),
+    None,
+)

@@ -1,0 +1,145 @@
+"""Memory that the caller lets go of while the GPU still needs it: nothing may be lost, on any stream.
+
+Work on a GPU takes microseconds here, and such mistakes may go unseen. Where CUDA is the stand-in (hostcuda/README.md),
+streams run as late as they may, and they do not.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from naive import assert_close, naive
+
+import flashcupy as fc
+from flashcupy import reference
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = ((2, 4, 50, 32), (2, 2, 70, 32), (2, 2, 70, 32))
+
+
+@pytest.fixture
+def cp():
+    return pytest.importorskip("cupy")
+
+
+def _host(seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
+
+
+def _require_right(out, arrays, **options):
+    want, _ = reference.attention(*arrays, **options)
+    assert_close(out.get(), want, naive(*arrays, np.float32, **options)[0])
+
+
+def _call_and_drop(cp, stream):
+    """Several calls in a row, each on memory that the one before has let go of; return what came out, and of what."""
+    done = []
+    with stream:
+        for seed in range(4):
+            arrays = _host(seed)
+            q, k, v = map(cp.asarray, arrays)
+            out, residuals = fc.attention_fwd(q, k, v, causal=True)
+            dout = cp.asarray(arrays[0])
+            done.append((arrays, out, fc.attention_bwd(dout, residuals).dv))
+            del q, k, v, residuals, dout
+    return done
+
+
+def _require_all_right(stream, done):
+    with stream:
+        for arrays, out, dv in done:
+            _require_right(out, arrays, causal=True)
+            np.testing.assert_allclose(dv.get(), _dv(arrays), atol=1e-4)
+
+
+def _dv(arrays):
+    residuals = fc.attention_fwd(*arrays, causal=True)[1]
+    return fc.attention_bwd(arrays[0], residuals).dv
+
+
+@pytest.mark.parametrize("kind", ["of its own", "null"])
+def test_operands_may_be_dropped_at_once(cp, kind):
+    stream = cp.cuda.Stream.null if kind == "null" else cp.cuda.Stream(non_blocking=True)
+    _require_all_right(stream, _call_and_drop(cp, stream))
+
+
+def test_stream_ordered_memory(cp):
+    before = cp.cuda.get_allocator()
+    stream = cp.cuda.Stream(non_blocking=True)
+    with cp.cuda.using_allocator(cp.cuda.MemoryAsyncPool().malloc):
+        _require_all_right(stream, _call_and_drop(cp, stream))
+        stream.synchronize()
+    assert cp.cuda.get_allocator() == before
+
+
+def test_threads_with_streams_of_their_own(cp):
+    done = {}
+
+    def work(n):
+        stream = cp.cuda.Stream(non_blocking=True)
+        done[n] = stream, _call_and_drop(cp, stream)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(3):
+        _require_all_right(*done[n])
+
+
+class _Lent:
+    """An array of another library, which writes into its memory as soon as nobody holds it."""
+
+    def __init__(self, cp, array):
+        self._runtime, self._size = cp.cuda.runtime, array.nbytes
+        self._pointer = self._runtime.malloc(self._size)
+        self._write(array)
+        self.__cuda_array_interface__ = {
+            "data": (self._pointer, False),
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "version": 3,
+        }
+
+    def _write(self, array):
+        self._runtime.memcpy(self._pointer, array.ctypes.data, self._size, 1)
+
+    def __del__(self):
+        self._write(np.full(self._size, 0x7E, np.uint8))
+
+
+def test_memory_of_others_is_held_until_the_gpu_is_done(cp):
+    arrays = _host()
+    with cp.cuda.Stream(non_blocking=True):
+        out = fc.attention(*(_Lent(cp, x) for x in arrays), causal=True)
+        gc.collect()
+        _require_right(out, arrays, causal=True)
+
+
+def test_a_mask_may_be_dropped_at_once_on_any_stream(cp):
+    """Its lists came to the device on the first stream, and their memory goes back to that."""
+    arrays = _host()
+    streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    mask = fc.BlockMask.sliding_window((50, 70), 24, 0, block_size=16)
+    visible = mask.to_dense()
+    with streams[0]:
+        on_first = [cp.asarray(x) for x in arrays]
+        first = fc.attention(*on_first, block_mask=mask)
+        streams[0].synchronize()
+    with streams[1]:
+        second = fc.attention(*on_first, block_mask=mask)
+    del mask
+    gc.collect()
+    with streams[0]:
+        others = [cp.asarray(np.full(1 << shift, 255, np.uint8)) for shift in range(6, 14) for _ in range(8)]
+        streams[0].synchronize()
+    with streams[1]:
+        _require_right(second, arrays, mask=visible)
+    _require_right(first, arrays, mask=visible)
+    assert len(others) == 64
