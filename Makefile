@@ -58,7 +58,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT) build dist tests/emu/build tests/hostcuda/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_OUTPUT) build dist tests/build tests/emu/build tests/hostcuda/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 PIP_FAILED = echo "pip could not install the packages: it says why above. It needs a network, or a package index named in PIP_INDEX_URL." >&2

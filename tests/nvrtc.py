@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
+import pickle
 import re
+import shutil
 import site
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from flashcupy.cuda.nvrtc import options_for
+from flashcupy.cuda.sources import sources_digest
 
 KERNELS = Path(__file__).parent.parent / "kernels_cu"
+KEPT = Path(__file__).parent / "build" / "nvrtc"
 
 # Where the wheels nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc put the library, by major version.
 WHEEL_FOLDERS = {12: "nvidia/cuda_nvrtc/lib", 13: "nvidia/cu13/lib"}
@@ -89,6 +96,7 @@ class Nvrtc:
         for builtins in sorted(library.parent.glob("libnvrtc-builtins.so.*")):
             ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(str(library))
+        self._identity = (library.name, library.stat().st_size, self.version())
 
     def version(self) -> tuple[int, int]:
         major, minor = ctypes.c_int(), ctypes.c_int()
@@ -109,12 +117,27 @@ class Nvrtc:
     def compile(self, source: str, arch: str, options: Sequence[str] = ()) -> Compiled:
         """Compile a translation unit that includes from kernels_cu/, with the options that the library compiles with.
 
+        What was compiled before, from the same kernels_cu/, is read from `KEPT`, in all processes and the next run too.
+
         Raises
         ------
         CompileError
             With the log.
         """
         arguments = [*options_for(arch, KERNELS, lineinfo=False), *options]
+        what = repr((self._identity, arguments, source))
+        kept = _kept_folder(sources_digest()) / hashlib.sha256(what.encode()).hexdigest()
+        with contextlib.suppress(OSError):
+            cubin, log, seconds = pickle.loads(kept.read_bytes())
+            return Compiled(cubin, log, seconds, usage(log))
+        compiled = self._compile(source, arch, arguments)
+        content = pickle.dumps((compiled.cubin, compiled.log, compiled.seconds))
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, kept)
+        return compiled
+
+    def _compile(self, source: str, arch: str, arguments: Sequence[str]) -> Compiled:
         program = ctypes.c_void_p()
         create = self._library.nvrtcCreateProgram
         self._check(create(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
@@ -141,6 +164,17 @@ class Nvrtc:
         if status != 0:
             self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
             raise RuntimeError(f"NVRTC: {self._library.nvrtcGetErrorString(status).decode()}")
+
+
+@functools.cache
+def _kept_folder(digest: str) -> Path:
+    """Make the folder of the present sources, and remove those of others."""
+    folder = KEPT / digest[:16]
+    for other in KEPT.glob("*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @functools.cache

@@ -44,6 +44,8 @@ KERNELS: tuple[Fault, ...] = (
         "bwd_rows.cu",
         ("delta of the first packed sequence", "row_delta<Acc>(params, work, own.q.start + row)",
          "row_delta<Acc>(params, work, row)", "packed", "wrong nan"),
+        ("warps without a row store the last one too", "row + warp < end);", "true);", "from lse", "race"),
+        ("warps without a row read one", "f(min(row + warp, end - 1), row", "f(row + warp, row", "from lse", "bounds"),
         ("the sum is not made up for", "exp2(reference - lse * kLog2E)", "1", "from lse"),
     ),
     *faults_in(

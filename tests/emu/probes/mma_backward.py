@@ -178,6 +178,15 @@ def large_scores(backend: EmuBackend) -> None:
         _require_right(grads, expected, coarse, 77, "highest")
 
 
+def far_scores(backend: EmuBackend) -> None:
+    """What the forward rounded another way has no gradients in float16, and says so."""
+    q, k, v, dout, _ = _operands("float16", _ONE_STAGE)
+    q[..., 0], k[..., 0] = 60000, 4000
+    _, residuals = backend.api.attention_fwd(q, k, v, scale=1.0)
+    dv = backend.api.attention_bwd(dout, residuals, wrt=("v",)).dv
+    assert np.isnan(dv).all(), f"{np.isfinite(dv).sum()} numbers, want none"
+
+
 def one_key(backend: EmuBackend) -> None:
     """The weight of a row's only key is 1 where the backward's score is the forward's to the last bit.
 
@@ -214,6 +223,7 @@ MMA_BACKWARD: dict[str, Probe] = {
     "mma backward of large scores, from lse": gradients(
         sizes=_ONE_STAGE, from_lse=True, sinks=np.full(4, 1000, np.float32), bias=np.full((45, 1), 1000, np.float16)
     ),
+    "mma backward of far scores": far_scores,
     "mma backward of a mask": gradients(mask=_MASK),
     "mma backward of a sparse mask": gradients(mask=_SPARSE),
     "mma backward of features": gradients(dropout=0.3, seed=5, softcap=1.5),
