@@ -76,7 +76,11 @@ _SM80_LEAVES = r"""
 test_attention.py::test_each_pair_of_options[(causal|top_left|window|left_window|scale)\+.*]
 test_(attention|hidden|lists|merge|reference_varlen|shapes|varlen).py::.*[.*float64.*]
 test_attention.py::test_everything_at_once
-test_attention.py::test_long_rows[bfloat16]
+test_attention.py::test_each_option[.*-bfloat16]
+test_attention.py::test_full_tiles[features[123]]
+test_attention.py::test_long_rows[(bfloat16|tf32)]
+test_bwd_sm80.py::test_deterministic_gradients_are_right[.*-bfloat16]
+test_bwd_sm80.py::test_the_same_bits_in_every_order_of_lanes_and_copies[(True-24|False-40)-.*]
 test_bad_input.py::.*
 test_block_scores.py::(?!test_mass_in_each).*
 test_block_scores.py::test_mass_in_each_dtype[float64.*]
@@ -98,6 +102,8 @@ _GENERIC_LEAVES = r"""
 test_attention.py::test_each_pair_of_options[(?!causal|top_left|window|left_window|scale).*]
 test_lists.py::test_block_sizes
 test_attention.py::test_long_rows[(?!float32).*]
+test_attention.py::test_each_option[.*-bfloat16]
+test_attention.py::test_full_tiles[features[13]]
 """
 
 

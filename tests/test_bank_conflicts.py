@@ -51,11 +51,12 @@ def _slow(*values: Any) -> Any:
 _DIMS = [(d, d) for d in (32, 64, 128, 192, 256)] + [(64, 128), (192, 128), (256, 64), (32, 64)]
 _KINDS = ("float16", "highest"), ("float32", "highest"), ("float32", "tf32")
 _QUICK_FORWARDS = [("small", *_KINDS[0], (32, 64)), ("real", *_KINDS[0], (64, 64)), ("small", *_KINDS[1], (64, 64))]
-_FORWARDS = [(tiles, *kind, dims) for tiles in ("real", "small") for kind in _KINDS for dims in _DIMS]
+_REAL_FORWARDS = [("real", *kind, dims) for kind in _KINDS for dims in _DIMS]
 
 
 @pytest.mark.parametrize(
-    ("tiles", "dtype", "precision", "dims"), [one if one in _QUICK_FORWARDS else _slow(*one) for one in _FORWARDS]
+    ("tiles", "dtype", "precision", "dims"),
+    [*_QUICK_FORWARDS, *(_slow(*one) for one in _REAL_FORWARDS if one not in _QUICK_FORWARDS)],
 )
 def test_no_access_takes_more_wavefronts_than_its_bytes(tiles, dtype, precision, dims):
     with use_tiles(tiles):
@@ -112,7 +113,6 @@ def _backward_conflicts(
     return counted
 
 
-_TILES = pytest.mark.parametrize("tiles", ["small", pytest.param("real", marks=pytest.mark.slow)])
 _BIAS = np.zeros((_Q_LEN, _KV_LEN), np.float32)
 
 
@@ -122,7 +122,6 @@ def _require_least(counted: dict[str, list[BankConflicts]], kernels: set[str]) -
     assert conflicts == []
 
 
-@_TILES
 @pytest.mark.parametrize(
     ("dtype", "dims"),  # bfloat16 lies as float16 does
     [
@@ -131,16 +130,14 @@ def _require_least(counted: dict[str, list[BankConflicts]], kernels: set[str]) -
         *(_slow(dtype, (192, 128)) for dtype in ("float16", "bfloat16")),
     ],
 )
-def test_no_access_of_the_backward_takes_more_wavefronts_than_its_bytes(dtype, dims, tiles, monkeypatch):
-    with use_tiles(tiles):
-        counted = _backward_conflicts(dtype, dims, monkeypatch, bias=_BIAS)  # which hides: keys are looked at
+def test_no_access_of_the_backward_takes_more_wavefronts_than_its_bytes(dtype, dims, monkeypatch):
+    counted = _backward_conflicts(dtype, dims, monkeypatch, bias=_BIAS)  # which hides: keys are looked at
     sums = next(name for name in counted if name.startswith("bwd_dq_sums"))
     _require_least(counted, {"dkvq", sums})
     assert {"load_matrices", "copy_async", "read", "write"} <= {row.kind for row in counted["dkvq"]}
     assert {"read", "write"} == {row.kind for row in counted[sums]}
 
 
-@_TILES
 @pytest.mark.parametrize(
     ("dtype", "precision", "dims"),
     [
@@ -153,14 +150,12 @@ def test_no_access_of_the_backward_takes_more_wavefronts_than_its_bytes(dtype, d
         _slow("float16", "highest", (256, 64)),
     ],
 )
-def test_no_access_of_the_deterministic_backward_does(dtype, precision, dims, tiles, monkeypatch):
-    with use_tiles(tiles):
-        counted = _backward_conflicts(dtype, dims, monkeypatch, deterministic=True, precision=precision)
+def test_no_access_of_the_deterministic_backward_does(dtype, precision, dims, monkeypatch):
+    counted = _backward_conflicts(dtype, dims, monkeypatch, deterministic=True, precision=precision)
     _require_least(counted, {"dkv", "dq"})
 
 
-@_TILES
-@pytest.mark.parametrize("dtype", ["float16", _slow("float32")])
+@pytest.mark.parametrize(("tiles", "dtype"), [("small", "float16"), _slow("real", "float16"), _slow("real", "float32")])
 def test_no_access_of_dbias_does(dtype, tiles, monkeypatch):
     with use_tiles(tiles):
         counted = _backward_conflicts(dtype, (64, 64), monkeypatch, wrt=("bias",), bias=_BIAS)

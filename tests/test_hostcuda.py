@@ -67,7 +67,9 @@ def test_a_mistake_in_the_layer_over_cupy_is_seen(fault):
 
 
 def test_the_benchmark_measures(tmp_path):
-    program = "import runpy, hostcuda.preload; runpy.run_module('bench.gpu', run_name='__main__')"
+    program = (
+        "import runpy; from hostcuda import preload; preload.install(); runpy.run_module('bench.gpu', None, '__main__')"
+    )
     rows = ("--quick", "--match", "graph.*float16 D=64")
     done = run("-c", program, "small", "--output", str(tmp_path), *rows)
     assert done.returncode == 0, done.stdout + done.stderr

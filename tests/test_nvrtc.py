@@ -11,6 +11,7 @@ import pytest
 from nvrtc import KERNELS, SHARED_LIMITS, CompileError, Row, Usage
 from oracles import nvrtc_library
 
+from flashcupy.cuda.config import PlainConfig
 from flashcupy.cuda.config_sm80_bwd import GradientConfig
 
 WRAPPERS = (Path(__file__).parent / "data" / "every_ptx_wrapper.cu").read_text()
@@ -26,8 +27,7 @@ ARGUED_SPILLS = {
     # Two words in a tile of four heads, read back once a tile each, which ptxas finds registers for on A100 and Hopper.
     ("dq_sm80_bf16_o128h4k64_d64c64v64c32_w4s2b1_list", "sm_120"): 28,
 }
-DATACENTER = ("sm_80", "sm_90a")
-MATRIX_ARCHS = (*DATACENTER, "sm_120")
+MATRIX_ARCHS = ("sm_80", "sm_90a", "sm_120")
 SENTINEL_ARCHS = ("sm_70", "sm_75", "sm_86", "sm_89", "sm_100")
 
 
@@ -84,31 +84,34 @@ def test_sentinels_compile(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SENTINEL_ARCHS)
 def test_sentinels_on_the_other_architectures(arch):
-    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain", arch), 6), arch))
+    require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), spread(configs("plain", arch), 4), arch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_sentinels_with_the_other_nvrtc(arch):
-    require_no_faults(nvrtc.compile_all(nvrtc_library(OTHER_NVRTC), spread(configs("plain", arch), 6), arch))
+    require_no_faults(nvrtc.compile_all(nvrtc_library(OTHER_NVRTC), spread(configs("plain", arch), 4), arch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_plain_matrix(arch):
-    """All that is tensor cores' on datacenter GPUs; of plain FMA a third on one of them; a sixth of the rest."""
+    """All that is tensor cores' on Hopper, every second of it on A100, a sixth of the rest."""
     every = configs("plain", arch)
-    rest = [one for one in every if arch not in DATACENTER or "_generic_" in one.name]
-    kept = [one for one in every if one not in rest] + spread(rest, len(rest) // (3 if arch == "sm_80" else 6))
+    shares = {"sm_90a": 1, "sm_80": 2}
+    large = [one for one in every if "_sm80_" in one.name and arch in shares]
+    small = [one for one in every if isinstance(one, PlainConfig)]
+    rest = [one for one in every if one not in large and one not in small]
+    kept = [*small, *spread(large, len(large) // shares.get(arch, 1)), *spread(rest, len(rest) // 6)]
     require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), kept, arch))
 
 
 def with_all_options(arch: str) -> list:
-    """An eighth: gradients, which take longest to compile, for the head dims of most models and on one architecture."""
+    """A twelfth: gradients, which take longest to compile, for the head dims of most models and on one architecture."""
     usual = re.compile(r"(dkvq?|dq|dbias)_sm80_\w*_d(64|128)c")
     found = configs("all", arch)
     kept = [one for one in found if not isinstance(one, GradientConfig) or (arch == "sm_80" and usual.match(one.name))]
-    return spread(kept, len(kept) // 8)
+    return spread(kept, len(kept) // 12)
 
 
 @pytest.mark.slow

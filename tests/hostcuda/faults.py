@@ -35,5 +35,6 @@ FAULTS = {
     "host memory is read late": ("from_host", _host_memory_is_read_late),
 }
 
-if chosen := os.environ.get("HOSTCUDA_FAULT"):
-    setattr(CupyDevice, *FAULTS[chosen])
+
+def pytest_configure() -> None:
+    setattr(CupyDevice, *FAULTS[os.environ["HOSTCUDA_FAULT"]])

@@ -1,4 +1,4 @@
-"""Puts the stand-in in the place of CUDA, for this process: to be imported before CuPy. See README.md.
+"""Puts the stand-in in the place of CUDA, for this process. See README.md.
 
 ``python -m pytest -p hostcuda.preload`` does, with tests/ on PYTHONPATH.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import importlib
 import os
 import shutil
 import sys
@@ -16,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from emu import build as emulator_build
 from emu.device import EmuDevice, Settings, runtime
 
+from flashcupy.cuda import cupy_device
 from hostcuda import build
 from hostcuda.cupy_kernels import CupyKernel
 
@@ -81,22 +84,27 @@ def _compile_for_cupy(source: str, *_: Any, **__: Any) -> tuple[bytes, None]:
     return name.encode(), None
 
 
-_folder = tempfile.mkdtemp(prefix="flashcupy-hostcuda-")
-atexit.register(shutil.rmtree, _folder, ignore_errors=True)
-os.environ |= {"CUPY_CACHE_DIR": f"{_folder}/cupy", "FLASHCUPY_CACHE_DIR": f"{_folder}/flashcupy"}
-os.environ["CUPY_ACCELERATORS"] = ""  # CUB's reductions are compiled into CuPy
+def _compile_for_emulator(source: str, entry: str, arch: str, include: Path) -> tuple[bytes, None]:
+    return emulator_build.compile_kernel(source, entry, include), None
+
 
 _callbacks = _FIND(_find), _RUN(_run), _KNOW(_know)
-ctypes.CDLL(str(build.library()), ctypes.RTLD_GLOBAL).hostcuda_connect(*_callbacks)
-sys.path.insert(0, str(build.site()))
 
-import cupy.cuda.compiler  # noqa: E402
-from emu import build as emulator_build  # noqa: E402
 
-from flashcupy.cuda import cupy_device  # noqa: E402
+def install() -> None:
+    """Give this process the stand-in for CUDA; to be called before anything imports CuPy."""
+    if "cupy" in sys.modules:
+        raise RuntimeError("CuPy is imported already, with the CUDA runtime of its own")
+    folder = tempfile.mkdtemp(prefix="flashcupy-hostcuda-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ |= {"CUPY_CACHE_DIR": f"{folder}/cupy", "FLASHCUPY_CACHE_DIR": f"{folder}/flashcupy"}
+    os.environ["CUPY_ACCELERATORS"] = ""  # CUB's reductions are compiled into CuPy
+    ctypes.CDLL(str(build.library()), ctypes.RTLD_GLOBAL).hostcuda_connect(*_callbacks)
+    sys.path.insert(0, str(build.site()))
+    compiler = importlib.import_module("cupy.cuda.compiler")
+    compiler._compile_using_nvrtc_no_warning = _compile_for_cupy
+    cupy_device.nvrtc_compile = _compile_for_emulator
 
-cupy.cuda.compiler._compile_using_nvrtc_no_warning = _compile_for_cupy
-cupy_device.nvrtc_compile = lambda source, entry, arch, include: (
-    emulator_build.compile_kernel(source, entry, include),
-    None,
-)
+
+def pytest_load_initial_conftests() -> None:
+    install()
