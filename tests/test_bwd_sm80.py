@@ -311,7 +311,8 @@ def test_the_same_bits_in_every_order_of_lanes_and_copies(emulator, listed, head
     assert all(gradients.equal(one, results[0]) for one in results[1:])
 
 
-@pytest.mark.parametrize("copies", ["lazy", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("copies", ["lazy", "eager"])
 def test_lists_of_few_and_of_no_blocks(emulator, copies):
     """From no tile at all to more than there are stages, both ways."""
     operands = gradients.operands("float16", q_len=96, kv_len=160)

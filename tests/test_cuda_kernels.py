@@ -38,6 +38,7 @@ def _results(device, **options):
     return [x.get() for x in (out, residuals.lse, *grads) if x is not None]
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_every_order(device):
     blocks = fc.BlockMask.from_dense(_normal(40, 70) > 0, block_size=16)
     options = {

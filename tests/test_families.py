@@ -225,7 +225,7 @@ def test_each_kernel_is_checked_at_its_own_precision(gpu, monkeypatch):
     assert runs == ["tf32-d23-v23-fwd", "float32-d23-v23-fwd", "tf32-d23-v23-bwd-q-deterministic"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_where_it_is_wrong_the_next_family_serves(gpu, wrong_sm80, dtype):
     x = _array(gpu, 1, 40, 24, dtype=dtype)
     match = r"family sm80 does not work on cuda:0, generic serves .* error \d\S+, \S+ is allowed"

@@ -110,7 +110,9 @@ def test_cases_have_names_of_their_own():
 @pytest.mark.parametrize(
     ("family", "case"),
     [
-        pytest.param(family, case, id=f"{family}-{case.name}", marks=() if n % 32 == 5 else pytest.mark.slow)
+        pytest.param(
+            family, case, id=f"{family}-{case.name}", marks=() if n % 32 == 5 and family == "sm80" else pytest.mark.slow
+        )
         for n, (family, case) in enumerate(_EMULATED_CASES)
         if n % 2  # each runs whenever a GPU meets its kernels; here it takes every second to hold the cases themselves
     ],
