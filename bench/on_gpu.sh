@@ -103,7 +103,7 @@ workers() {
 # Print the commands of a section, one a line; $1 is the section, $2 its folder.
 commands() {
   local rows=" --budget ${BUDGET:-400}${MATCH:+ --match $MATCH}${QUICK:+ --quick}"
-  local pytest="$python -m pytest -m gpu -p no:cacheprovider"
+  local pytest="$python -m pytest -m gpu -p no:cacheprovider" first="tests/test_gpu.py tests/test_gpu_lifetimes.py"
   case $1 in
     env | limits) echo "$python -m bench.gpu $1 --output $2" ;;
     compile)
@@ -111,11 +111,11 @@ commands() {
       echo "$python -m bench.compile_cases --jobs $cores"
       ;;
     test)
-      echo "$pytest -v --junitxml=$2/junit.xml tests/test_gpu.py"
+      echo "$pytest -v --junitxml=$2/junit.xml $first"
       echo "$python -m flashcupy check"
       ;;
     test-rest)
-      echo "$pytest -v$(workers) --continue-on-collection-errors --junitxml=$2/junit.xml --ignore=tests/test_gpu.py tests"
+      echo "$pytest -v$(workers) --continue-on-collection-errors --junitxml=$2/junit.xml ${first//tests/--ignore=tests} tests"
       ;;
     sanitize-*)
       echo "$python -m bench.sanitize_case --jobs $cores" # compiles: under the tool that would take its time

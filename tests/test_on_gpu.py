@@ -83,11 +83,11 @@ def test_each_tool_of_the_sanitizer_comes_after_one_run_without():
 
 def test_tests_of_the_gpu_alone_come_first_and_the_rest_on_all_cores(python):
     first, check = run("--dry-run", "test", PYTHON=python).stdout.splitlines()
-    assert first.endswith("/junit.xml tests/test_gpu.py")
+    assert first.endswith("/junit.xml tests/test_gpu.py tests/test_gpu_lifetimes.py")
     assert check.endswith("-m flashcupy check")
     (rest,) = run("--dry-run", "test-rest", PYTHON=python).stdout.splitlines()
     assert f" -v -n {len(os.sched_getaffinity(0))} " in rest  # the stand-in imports everything
-    assert rest.endswith(" --ignore=tests/test_gpu.py tests")
+    assert rest.endswith(" --ignore=tests/test_gpu.py --ignore=tests/test_gpu_lifetimes.py tests")
     (alone,) = run("--dry-run", "test-rest", PYTHON="/no/such/python").stdout.splitlines()
     assert " -n " not in alone
 
