@@ -96,7 +96,8 @@ class Nvrtc:
         for builtins in sorted(library.parent.glob("libnvrtc-builtins.so.*")):
             ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(str(library))
-        self._identity = (library.name, library.stat().st_size, self.version())
+        self._identity = (str(library), library.stat().st_mtime_ns, library.stat().st_size)
+        self.keeps = True  # and reads what was kept
 
     def version(self) -> tuple[int, int]:
         major, minor = ctypes.c_int(), ctypes.c_int()
@@ -125,19 +126,20 @@ class Nvrtc:
             With the log.
         """
         arguments = [*options_for(arch, KERNELS, lineinfo=False), *options]
+        if not self.keeps:
+            return self._compile_anew(source, arch, arguments)
+        digest = sources_digest()
         what = repr((self._identity, arguments, source))
-        kept = _kept_folder(sources_digest()) / hashlib.sha256(what.encode()).hexdigest()
+        kept = KEPT / digest[:16] / hashlib.sha256(what.encode()).hexdigest()
         with contextlib.suppress(OSError):
             cubin, log, seconds = pickle.loads(kept.read_bytes())
             return Compiled(cubin, log, seconds, usage(log))
-        compiled = self._compile(source, arch, arguments)
-        content = pickle.dumps((compiled.cubin, compiled.log, compiled.seconds))
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, kept)
+        compiled = self._compile_anew(source, arch, arguments)
+        if sources_digest() == digest:
+            _keep(kept, pickle.dumps((compiled.cubin, compiled.log, compiled.seconds)))
         return compiled
 
-    def _compile(self, source: str, arch: str, arguments: Sequence[str]) -> Compiled:
+    def _compile_anew(self, source: str, arch: str, arguments: Sequence[str]) -> Compiled:
         program = ctypes.c_void_p()
         create = self._library.nvrtcCreateProgram
         self._check(create(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
@@ -166,15 +168,15 @@ class Nvrtc:
             raise RuntimeError(f"NVRTC: {self._library.nvrtcGetErrorString(status).decode()}")
 
 
-@functools.cache
-def _kept_folder(digest: str) -> Path:
-    """Make the folder of the present sources, and remove those of others."""
-    folder = KEPT / digest[:16]
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file, and remove those of other sources."""
     for other in KEPT.glob("*"):
-        if other != folder:
+        if other != path.parent:
             shutil.rmtree(other, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
 
 
 @functools.cache
@@ -285,10 +287,11 @@ def main() -> None:
     arguments = parser.parse_args()
     from flashcupy.cuda.matrix import compile_configs
 
-    rows = []
+    library, rows = load(arguments.nvrtc), []
+    library.keeps = False  # the table tells how long it takes
     for arch in arguments.arch:
         configs = [one for one in compile_configs(arguments.which, arch) if re.search(arguments.match, one.name)]
-        rows += compile_all(load(arguments.nvrtc), configs, arch)
+        rows += compile_all(library, configs, arch)
     text = table(rows)
     print(text)
     if arguments.output:

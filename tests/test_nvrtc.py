@@ -96,13 +96,14 @@ def test_sentinels_with_the_other_nvrtc(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX_ARCHS)
 def test_plain_matrix(arch):
-    """All that is tensor cores' on Hopper, every second of it on A100, a sixth of the rest."""
+    """All without tiles; of those with, all of tensor cores on Hopper, every second on A100, a sixth of the rest."""
     every = configs("plain", arch)
-    shares = {"sm_90a": 1, "sm_80": 2}
-    large = [one for one in every if "_sm80_" in one.name and arch in shares]
     small = [one for one in every if isinstance(one, PlainConfig)]
-    rest = [one for one in every if one not in large and one not in small]
-    kept = [*small, *spread(large, len(large) // shares.get(arch, 1)), *spread(rest, len(rest) // 6)]
+    large = [one for one in every if one not in small]
+    shares = {"sm_90a": 1, "sm_80": 2}
+    tensor_cores = [one for one in large if "_sm80_" in one.name and arch in shares]
+    rest = [one for one in large if one not in tensor_cores]
+    kept = [*small, *spread(tensor_cores, len(tensor_cores) // shares.get(arch, 1)), *spread(rest, len(rest) // 6)]
     require_no_faults(nvrtc.compile_all(nvrtc_library(MATRIX_NVRTC), kept, arch))
 
 

@@ -56,7 +56,7 @@ def site() -> Path:
     wheel = importlib.util.find_spec("cupy")
     if wheel is None or wheel.origin is None:
         raise UnavailableError("CuPy is not installed")
-    sources = [*sorted(FOLDER.glob("*.[ch]pp")), Path(__file__)]
+    sources = [*sorted(FOLDER.glob("*.*pp")), *sorted(FOLDER.rglob("include/**/*.*")), *sorted(FOLDER.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     digest.update(f"{wheel.origin} {_cupy_version()} {sys.version}".encode())
     target = BUILD / digest.hexdigest()[:16]
@@ -64,6 +64,8 @@ def site() -> Path:
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         if not target.exists():
+            for other in (path for path in BUILD.iterdir() if path.is_dir()):
+                shutil.rmtree(other)
             with tempfile.TemporaryDirectory(dir=BUILD) as folder:
                 _make(Path(folder), Path(wheel.origin).parent.parent)
                 Path(folder, "done").rename(target)

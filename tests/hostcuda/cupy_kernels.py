@@ -7,6 +7,7 @@ import functools
 import hashlib
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,13 +84,14 @@ class CupyKernel:
     @functools.cached_property
     def _compiled(self) -> ctypes.CDLL:
         unit = _UNIT.format(source=self._source, name=self.name)
-        stem = build.site() / hashlib.sha256(unit.encode()).hexdigest()[:16]
-        library = stem.with_suffix(".so")
+        library = build.site() / f"{hashlib.sha256(unit.encode()).hexdigest()[:16]}.so"
         if not library.exists():
-            source = stem.with_suffix(".cpp")
-            source.write_text(unit)
-            includes = (f"-I{Path(__file__).parent / 'include'}", f"-I{build.site() / 'cupy/_core/include'}")
-            subprocess.run([*_COMPILER, *includes, str(source), "-o", str(library)], check=True)
+            with tempfile.TemporaryDirectory(dir=build.site()) as folder:  # several processes may be at it
+                source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+                source.write_text(unit)
+                includes = (f"-I{build.FOLDER / 'include'}", f"-I{build.site() / 'cupy/_core/include'}")
+                subprocess.run([*_COMPILER, *includes, str(source), "-o", str(made)], check=True)
+                made.replace(library)
         return ctypes.CDLL(str(library))
 
 

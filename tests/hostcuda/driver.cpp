@@ -24,8 +24,6 @@ struct Kernel {
     int shared = kStaticShared;
 };
 
-thread_local CUcontext pushed = nullptr;
-
 // Primary contexts have the device's number; all others are somebody's own.
 CUcontext primary(int device) { return reinterpret_cast<CUcontext>(static_cast<uintptr_t>(device + 1)); }
 
@@ -49,12 +47,15 @@ CUresult cuGetErrorString(CUresult, const char** text) {
     return *text = "see the reference of the CUDA driver", CUDA_SUCCESS;
 }
 
-CUresult cuCtxGetCurrent(CUcontext* context) { return *context = pushed ? pushed : primary(current_device), CUDA_SUCCESS; }
+CUresult cuCtxGetCurrent(CUcontext* context) {
+    *context = pushed_context ? static_cast<CUcontext>(pushed_context) : primary(current_device);
+    return CUDA_SUCCESS;
+}
 CUresult cuCtxSetCurrent(CUcontext context) {
-    pushed = nullptr;
+    pushed_context = nullptr;
     for (int device = 0; device < kDevices; ++device)
         if (context == primary(device)) return current_device = device, CUDA_SUCCESS;
-    return pushed = context, CUDA_SUCCESS;
+    return pushed_context = context, CUDA_SUCCESS;
 }
 CUresult cuCtxGetDevice(CUdevice* device) { return *device = current_device, CUDA_SUCCESS; }
 CUresult cuStreamGetCtx(CUstream stream, CUcontext* context) {
@@ -78,6 +79,7 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {  // one that th
 }
 CUresult cuModuleUnload(CUmodule module) { return delete reinterpret_cast<std::string*>(module), CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+    const Turn turn;
     int sizes[kMostParameters + 1];
     const int number = find_kernel(reinterpret_cast<std::string*>(module)->c_str(), name, sizes);
     if (number == 0) return CUDA_ERROR_NOT_FOUND;
@@ -97,7 +99,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid, unsigned grid_y, uns
     const Kernel& kernel = *reinterpret_cast<Kernel*>(function);
     const StreamPtr stream = find(handle);
     // A stream of another device, or of the device where another context is current, is an invalid handle.
-    if (!stream || pushed || stream->device != current_device) return CUDA_ERROR_INVALID_HANDLE;
+    if (!stream || pushed_context || stream->device != current_device) return CUDA_ERROR_INVALID_HANDLE;
     if (grid == 0 || static_cast<int>(shared) > kernel.shared) return CUDA_ERROR_INVALID_VALUE;
     if (grid_y * grid_z * block_y * block_z != 1) return CUDA_ERROR_NOT_SUPPORTED;
     std::string own;

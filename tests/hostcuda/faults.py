@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from flashcupy.cuda import block_lists, launch
+from flashcupy.cuda.borrowed import Borrowed
 from flashcupy.cuda.cupy_device import CupyDevice
 
 
-def _borrowed_memory_is_let_go(self, arrays):
+def _nothing(*_: Any) -> None:
     pass
 
 
-def _lists_go_back_to_the_stream_that_made_them(self, memory, stream):
-    pass
-
-
-def _host_memory_is_read_late(self, array):
+def _read_late(self, array):
     import cupy
 
     pinned = cupy.cuda.alloc_pinned_memory(array.nbytes or 1)
@@ -29,12 +29,32 @@ def _host_memory_is_read_late(self, array):
     return result
 
 
+def _on_the_default_stream(self, *arguments, launch=CupyDevice.launch):
+    import cupy
+
+    with cupy.cuda.Stream.null:
+        launch(self, *arguments)
+
+
+class Fault(NamedTuple):
+    """What stands in an attribute's place; `seen_by` is the test of test_gpu_lifetimes.py that has to fail."""
+
+    owner: Any
+    attribute: str
+    mistake: Callable[..., Any]
+    seen_by: str
+
+
 FAULTS = {
-    "borrowed memory is let go": ("keep_until_done", _borrowed_memory_is_let_go),
-    "lists go back to the stream that made them": ("keep_elsewhere", _lists_go_back_to_the_stream_that_made_them),
-    "host memory is read late": ("from_host", _host_memory_is_read_late),
+    "borrowed memory is let go": Fault(CupyDevice, "keep_until_done", _nothing, "memory_of_others"),
+    "lists go back to the stream that made them": Fault(CupyDevice, "keep_elsewhere", _nothing, "a_mask"),
+    "host memory is read late": Fault(CupyDevice, "from_host", _read_late, "a_mask"),
+    "launches go to the default stream": Fault(CupyDevice, "launch", _on_the_default_stream, "operands and own"),
+    "graphs let go of borrowed memory": Fault(Borrowed, "keep_for_good", _nothing, "graph"),
+    "graphs let go of a mask's lists": Fault(block_lists, "keep_for_graph", _nothing, "graph"),
+    "graphs let go of their workspace": Fault(launch, "keep_new_for_graph", _nothing, "graph"),
 }
 
 
 def pytest_configure() -> None:
-    setattr(CupyDevice, *FAULTS[os.environ["HOSTCUDA_FAULT"]])
+    setattr(*FAULTS[os.environ["HOSTCUDA_FAULT"]][:3])

@@ -21,7 +21,7 @@ struct Block {
     bool pinned;  // page-locked memory of the host
 };
 
-inline std::map<char*, Block> blocks;
+inline std::map<char*, Block> blocks, freed;
 inline size_t taken = 0;
 // Tells the emulator which memory kernels may touch.
 inline void (*know)(uint64_t begin, uint64_t size, int exists) = nullptr;
@@ -48,6 +48,7 @@ inline cudaError_t give_back(void* pointer) {
     const auto found = blocks.find(static_cast<char*>(pointer));
     if (found == blocks.end()) return cudaErrorInvalidValue;
     const auto [begin, block] = *found;
+    freed[begin] = block;
     blocks.erase(found);
     if (!block.pinned) taken -= block.size;
     if (!block.pinned && know) know(reinterpret_cast<uint64_t>(begin), block.size, 0);
@@ -57,10 +58,10 @@ inline cudaError_t give_back(void* pointer) {
 }
 
 // The block that holds an address, or null: then it is the host's.
-inline const Block* holder(const void* address, size_t* rest = nullptr) {
+inline const Block* holder(const void* address, size_t* rest = nullptr, const std::map<char*, Block>& among = blocks) {
     char* where = static_cast<char*>(const_cast<void*>(address));
-    auto found = blocks.upper_bound(where);
-    if (found == blocks.begin()) return nullptr;
+    auto found = among.upper_bound(where);
+    if (found == among.begin()) return nullptr;
     --found;
     const size_t offset = where - found->first;
     if (offset >= found->second.size) return nullptr;
@@ -68,11 +69,16 @@ inline const Block* holder(const void* address, size_t* rest = nullptr) {
     return &found->second;
 }
 
+inline bool on_device(const void* address) {
+    const Block* block = holder(address);
+    return block && !block->pinned;
+}
+
 inline bool is_pageable(const void* address) { return holder(address) == nullptr; }
 
 inline bool fits(const void* address, size_t size) {
     size_t rest = 0;
-    return !holder(address, &rest) || size <= rest;
+    return holder(address, &rest) ? size <= rest : !holder(address, nullptr, freed);
 }
 
 inline cudaError_t copy(void* to, const void* from, size_t size) {
@@ -81,12 +87,13 @@ inline cudaError_t copy(void* to, const void* from, size_t size) {
     return cudaSuccess;
 }
 
-// Pageable memory is read before the call returns, and written before it returns; page-locked memory when its turn comes.
+// Pageable memory is read and written before the call returns, so no graph has such copies here; all other when its turn
+// comes, also where cudaMemcpy copies within the device.
 inline cudaError_t enqueue_copy(void* to, const void* from, size_t size, const StreamPtr& stream, bool wait) {
     if (size == 0) return cudaSuccess;
     if (!stream) return cudaErrorInvalidResourceHandle;
-    wait = wait || is_pageable(to);
-    if (wait && stream->capture) return cudaErrorStreamCaptureUnsupported;
+    wait = is_pageable(to) || (wait && !(on_device(to) && on_device(from)));
+    if (stream->capture && (wait || is_pageable(from))) return cudaErrorStreamCaptureUnsupported;
     Action action = [=] { return copy(to, from, size); };
     if (is_pageable(from)) {
         const auto own = std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + size);

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import importlib
+import itertools
 import os
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +35,36 @@ _KNOW = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
 
 # Races between threads are for the tests that run the emulator by itself.
 _emulator = EmuDevice(settings=Settings(detect_races=False), compute_capability=(8, 0))
-_kernels: list[Callable[..., Any]] = []
+_numbers = itertools.count(1)
+_kernels: dict[int, Callable[..., Any]] = {}
 _regions: dict[int, int] = {}
 _sources: dict[str, str] = {}  # that CuPy wanted to have compiled
 
 
+@contextmanager
+def _without_finalizers() -> Iterator[None]:
+    """They may call CUDA, which is in the middle of a call."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _find(module: bytes, name: bytes, sizes: Any) -> int:
     try:
-        found = _load(module.decode(), name.decode())
+        with _without_finalizers():
+            kernel, its_sizes = _load(module.decode(), name.decode())
     except Exception:
         traceback.print_exc()
         return 0
-    kernel, its_sizes = found
     for n, size in enumerate((*its_sizes, -1)):
         sizes[n] = size
-    _kernels.append(kernel)
-    return len(_kernels)
+    number = next(_numbers)
+    _kernels[number] = kernel
+    return number
 
 
 def _load(module: str, name: str) -> tuple[Callable[..., Any], list[int]]:
@@ -64,7 +81,8 @@ def _load(module: str, name: str) -> tuple[Callable[..., Any], list[int]]:
 
 def _run(number: int, grid: int, block: int, shared: int, parameters: int, size: int) -> int:
     try:
-        _kernels[number - 1](grid, block, shared, ctypes.string_at(parameters, size))
+        with _without_finalizers():
+            _kernels[number](grid, block, shared, ctypes.string_at(parameters, size))
     except Exception:
         traceback.print_exc()
         return _FAILED
@@ -79,7 +97,7 @@ def _know(begin: int, size: int, exists: int) -> None:
 
 
 def _compile_for_cupy(source: str, *_: Any, **__: Any) -> tuple[bytes, None]:
-    name = f"source {len(_sources)}"
+    name = f"source {next(_numbers)}"
     _sources[name] = source
     return name.encode(), None
 

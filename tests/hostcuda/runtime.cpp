@@ -9,6 +9,7 @@ namespace {
 
 struct Event {
     Until recorded;  // no stream: nothing to wait for
+    bool captured = false;
 };
 
 cudaError_t not_while_capturing(const StreamPtr& stream) {
@@ -28,11 +29,12 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = kDevices, cudaSucce
 cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
     if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
+    pushed_context = nullptr;
     return current_device = device, cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
     const Turn turn;
-    return run_all();
+    return any_capture() ? cudaErrorStreamCaptureUnsupported : run_all();
 }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 12090, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 12090, cudaSuccess; }
@@ -96,7 +98,9 @@ cudaError_t cudaMallocFromPoolAsync(void** pointer, size_t size, cudaMemPool_t, 
 }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
     const Turn turn;
-    return enqueue(find(stream), [=] { return give_back(pointer); });
+    const StreamPtr found = find(stream);
+    if (found && found->capture) return cudaErrorNotSupported;  // each replay would give back what it took
+    return enqueue(found, [=] { return give_back(pointer); });
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     const Turn turn;
@@ -165,7 +169,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     const Turn turn;
     const StreamPtr stream = find(handle);
     if (!stream) return cudaErrorInvalidResourceHandle;
-    run(stream->now(stream));
+    if (stream->done < stream->queued) destroyed.push_back(stream);
     created.erase(handle);
     return cudaSuccess;
 }
@@ -196,23 +200,30 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
     const Turn turn;
     const StreamPtr stream = find(handle);
     const cudaError_t status = enqueue(stream, [] { return cudaSuccess; });
-    if (status == cudaSuccess && !stream->capture) reinterpret_cast<Event*>(event)->recorded = stream->now(stream);
+    if (status == cudaSuccess) *reinterpret_cast<Event*>(event) = {stream->now(stream), stream->capture != nullptr};
     return status;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     const Turn turn;
-    const Until& recorded = reinterpret_cast<Event*>(event)->recorded;
+    const auto& [recorded, captured] = *reinterpret_cast<Event*>(event);
+    if (captured) return cudaErrorCapturedEvent;
     return recorded.stream && recorded.stream->done < recorded.count ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     const Turn turn;
-    const Until& recorded = reinterpret_cast<Event*>(event)->recorded;
+    const auto& [recorded, captured] = *reinterpret_cast<Event*>(event);
+    if (captured) return cudaErrorCapturedEvent;
     return recorded.stream ? run(recorded) : cudaSuccess;
 }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 1, cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end) {
+    *ms = 1;
+    const cudaError_t status = cudaEventQuery(start);
+    return status == cudaSuccess ? cudaEventQuery(end) : status;
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     const Turn turn;
-    const Until& recorded = reinterpret_cast<Event*>(event)->recorded;
+    const auto& [recorded, captured] = *reinterpret_cast<Event*>(event);
+    if (captured) return cudaErrorNotSupported;  // a graph of several streams
     if (!recorded.stream) return cudaSuccess;
     return enqueue(find(stream), [] { return cudaSuccess; }, {recorded});
 }

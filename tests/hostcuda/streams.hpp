@@ -1,10 +1,11 @@
-// Streams as queues that run only when something waits for them: as late as CUDA allows, so that memory which was given
-// back too early, and work that nothing orders, shows in the results.
+// Streams as queues that run only when something waits for them, so that memory which was given back too early, and work
+// that nothing orders, shows in the results.
 #pragma once
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <deque>
 #include <functional>
 #include <map>
@@ -62,10 +63,12 @@ struct Stream {
 };
 
 inline thread_local int current_device = 0;
+inline thread_local void* pushed_context = nullptr;  // one that is no device's primary context
 // Of the first operation that failed; as in a CUDA context all that follows fails too.
 inline cudaError_t failure = cudaSuccess;
 
 inline std::map<cudaStream_t, StreamPtr> created;
+inline std::vector<StreamPtr> destroyed;  // with work that is not done
 inline std::vector<StreamPtr> defaults = [] {
     std::vector<StreamPtr> streams;
     for (int n = 0; n < 2 * kDevices; ++n) {
@@ -80,6 +83,7 @@ inline std::vector<StreamPtr> defaults = [] {
 inline std::vector<StreamPtr> all_streams() {
     std::vector<StreamPtr> streams = defaults;
     for (const auto& [handle, stream] : created) streams.push_back(stream);
+    streams.insert(streams.end(), destroyed.begin(), destroyed.end());
     return streams;
 }
 
@@ -93,6 +97,7 @@ inline StreamPtr find(cudaStream_t handle) {
 inline cudaError_t run(const Until& until) {
     Stream& stream = *until.stream;
     while (stream.done < until.count) {
+        if (stream.queue.empty()) abort();  // an operation of the stream waits for the stream
         const Operation next = stream.queue.front();
         for (const Until& other : next.after) run(other);
         stream.queue.pop_front();
@@ -107,11 +112,21 @@ inline cudaError_t run_all() {
     return failure;
 }
 
+// What waits for the whole device breaks captures.
+inline bool any_capture() {
+    bool found = false;
+    for (const auto& stream : all_streams())
+        if (stream->capture) found = stream->broken = true;
+    return found;
+}
+
 // Operations of the legacy stream take turns with those of every blocking stream of the device.
 inline cudaError_t enqueue(const StreamPtr& stream, Action action, std::vector<Until> after = {}) {
     if (!stream) return cudaErrorInvalidResourceHandle;
     if (failure != cudaSuccess) return failure;
     if (stream->capture) {
+        if (stream->broken) return cudaErrorStreamCaptureInvalidated;
+        if (!after.empty()) return stream->broken = true, cudaErrorStreamCaptureIsolation;
         stream->capture->push_back(std::move(action));
         return cudaSuccess;
     }
