@@ -53,19 +53,14 @@ def _kind(error: EmuError | AssertionError) -> str:
     return "wrong" if "above the bound" in text else "nan" if "inf and nan lie elsewhere" in text else "bits"
 
 
-def test_every_fault_still_applies(tmp_path):
+def test_every_fault_still_applies():
     """An edit of a kernel cannot retire a fault unnoticed."""
-    folder, gone = _copy(tmp_path), []
+    gone, texts = [], {path: (sources.kernels_dir() / path).read_text() for path in {fault.path for fault in FAULTS}}
     for fault in FAULTS:
-        file = folder / fault.path
-        before = file.read_text()
         try:
-            fault.apply(folder)
+            assert fault.edited(texts[fault.path]) != texts[fault.path], f"{fault}: changes nothing"
         except ValueError as error:
             gone.append(str(error))
-        else:
-            assert file.read_text() != before, f"{fault}: changes nothing"
-            file.write_text(before)
     assert not gone, "\n".join(gone)
 
 

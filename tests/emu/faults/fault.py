@@ -27,19 +27,22 @@ class Fault:
     def __str__(self) -> str:
         return f"{Path(self.path).name}: {self.name}"
 
-    def apply(self, folder: Path) -> None:
-        """Edit the kernels in `folder`.
+    def edited(self, text: str) -> str:
+        """Return a file's text with the fault.
 
         Raises
         ------
         ValueError
             If the place is not there, or there are several.
         """
-        file = folder / self.path
-        text = file.read_text()
         if text.count(self.before) != 1:
             raise ValueError(f"fault {self}: found {text.count(self.before)} times, expected once: {self.before!r}")
-        file.write_text(text.replace(self.before, self.after))
+        return text.replace(self.before, self.after)
+
+    def apply(self, folder: Path) -> None:
+        """Edit the kernels in `folder`; raises as `edited` does."""
+        file = folder / self.path
+        file.write_text(self.edited(file.read_text()))
 
 
 def faults_in(path: str, *entries: tuple[str, ...]) -> tuple[Fault, ...]:
