@@ -56,7 +56,7 @@ def site() -> Path:
     wheel = importlib.util.find_spec("cupy")
     if wheel is None or wheel.origin is None:
         raise UnavailableError("CuPy is not installed")
-    sources = [*sorted(FOLDER.glob("*.*pp")), *sorted(FOLDER.rglob("include/**/*.*")), *sorted(FOLDER.glob("*.py"))]
+    sources = [*sorted(FOLDER.glob("*.*pp")), *sorted((FOLDER / "include").rglob("*.*")), *sorted(FOLDER.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     digest.update(f"{wheel.origin} {_cupy_version()} {sys.version}".encode())
     target = BUILD / digest.hexdigest()[:16]
