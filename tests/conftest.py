@@ -8,6 +8,7 @@ from backends import BACKENDS, why_no_gpu
 from cupy_kit import fake, host_cupy  # noqa: F401  (fixtures)
 from emu.build import COMPILER
 from emulated import left_to_others, mark_slow
+from gpu_kit import cp  # noqa: F401  (a fixture)
 
 _left_out = pytest.StashKey[str]()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import DTYPES
-from naive import assert_close, naive
+from gpu_kit import require_right
 from wrong_kernels import Wrong
 
 import flashcupy as fc
-from flashcupy import reference
 from flashcupy.cuda import compile as compiling
 from flashcupy.cuda import config_generic, serve, table_sm80
 from flashcupy.cuda.launch import PlanCache
@@ -18,22 +17,12 @@ from flashcupy.errors import FirstUseError, NotWarmedUpError
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture
-def cp():
-    return pytest.importorskip("cupy")
-
-
 def _normal(*shape, dtype=np.float32):
     return np.random.default_rng(shape).standard_normal(shape).astype(dtype)
 
 
 def _operands(cp, dtype=np.float32):
     return [cp.asarray(_normal(2, heads, rows, 32, dtype=dtype)) for heads, rows in ((4, 150), (2, 203), (2, 203))]
-
-
-def _require_right(out, q, k, v, **options):
-    want, _ = reference.attention(q, k, v, **options)
-    assert_close(out, want, naive(q, k, v, q.dtype, **options)[0])
 
 
 def test_a_graph_follows_its_inputs_and_draws_anew(cp):
@@ -117,7 +106,7 @@ def test_streams_share_a_mask_and_keep_their_order(cp):
     for stream in streams:
         stream.synchronize()
     assert cp.array_equal(*results)
-    _require_right(results[0].get(), *(x.get() for x in (q, k, v)), block_mask=mask)
+    require_right(results[0].get(), *(x.get() for x in (q, k, v)), block_mask=mask)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -134,7 +123,7 @@ def test_torch_tensors_come_in_and_go_out(cp, dtype):
         assert all(x.dtype == q.dtype and x.is_cuda for x in (out, *grads[:3]))
         assert torch.equal(out, given)
         host = (x.float().cpu().numpy().astype(DTYPES[dtype]) for x in (out, q, k, v))
-        _require_right(*host, causal=True)
+        require_right(*host, causal=True)
 
 
 def test_exhausted_memory_leaves_the_process_usable(cp):
@@ -143,7 +132,7 @@ def test_exhausted_memory_leaves_the_process_usable(cp):
     many = cp.broadcast_to(q, (free // (q.nbytes // 2), 2, 70, 32))
     with pytest.raises(cp.cuda.memory.OutOfMemoryError):
         fc.attention(many, q, q)
-    _require_right(fc.attention(q, q, q).get(), *(q.get(),) * 3)
+    require_right(fc.attention(q, q, q).get(), *(q.get(),) * 3)
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("generic", "float32"), ("sm80", "float32"), ("sm80", "float16")])

@@ -44,7 +44,7 @@ def require_passes(done, at_least):
     ("files", "passes"),
     [
         (("test_gpu.py",), 9),
-        (("test_gpu_lifetimes.py",), 6),
+        (("test_gpu_lifetimes.py",), 7),
         (("test_device_masks.py", "test_device_masks_attention.py", "test_merge.py"), 80),
     ],
     ids=["gpu", "lifetimes", "masks"],

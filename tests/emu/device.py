@@ -86,6 +86,7 @@ class _Kernel:
 
 @cache
 def runtime() -> ctypes.CDLL:
+    """Load the runtime library, one for all devices."""
     library = ctypes.CDLL(str(build.runtime_library()))
     library.emu_register.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_char_p)
     library.emu_register.restype = ctypes.c_void_p

@@ -92,14 +92,20 @@ cudaError_t cudaHostAlloc(void** pointer, size_t size, unsigned) {
     return take(pointer, size, true);
 }
 cudaError_t cudaFreeHost(void* pointer) { return cudaFree(pointer); }
-cudaError_t cudaMallocAsync(void** pointer, size_t size, cudaStream_t) { return cudaMalloc(pointer, size); }
-cudaError_t cudaMallocFromPoolAsync(void** pointer, size_t size, cudaMemPool_t, cudaStream_t) {
-    return cudaMalloc(pointer, size);
+cudaError_t cudaMallocAsync(void** pointer, size_t size, cudaStream_t stream) {
+    const Turn turn;
+    const StreamPtr found = find(stream);
+    if (!found) return cudaErrorInvalidResourceHandle;
+    if (found->capture) return cudaErrorNotSupported;  // each replay would take memory of its own
+    return take(pointer, size, false);
+}
+cudaError_t cudaMallocFromPoolAsync(void** pointer, size_t size, cudaMemPool_t, cudaStream_t stream) {
+    return cudaMallocAsync(pointer, size, stream);
 }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
     const Turn turn;
     const StreamPtr found = find(stream);
-    if (found && found->capture) return cudaErrorNotSupported;  // each replay would give back what it took
+    if (found && found->capture) return cudaErrorNotSupported;
     return enqueue(found, [=] { return give_back(pointer); });
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
