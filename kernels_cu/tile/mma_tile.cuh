@@ -141,13 +141,13 @@ struct MmaTiles {
 };
 
 // By which a row's bytes are permuted: 16-byte pieces of eight neighbouring rows, and of neighbours in a row, lie in
-// different banks. Unsigned rows would take four instructions less, and make the backward of D = 64 spill on Hopper.
-template <int kPitch>
-__device__ __forceinline__ int swizzle_of(int row) { return kPitch == 64 ? row / 2 % 4 * 16 : row % 8 * 16; }
+// different banks.
+template <int kPitch, class Row>
+__device__ __forceinline__ int swizzle_of(Row row) { return kPitch == 64 ? row / 2 % 4 * 16 : row % 8 * 16; }
 
-// Where byte `byte` of row `row` lies.
+// Where byte `byte` of row `row` lies. Of signed rows the remainder would take four instructions more.
 template <int kPitch>
-__device__ __forceinline__ int swizzled(int row, int byte) { return row * kPitch + (byte ^ swizzle_of<kPitch>(row)); }
+__device__ __forceinline__ int swizzled(u32 row, int byte) { return row * kPitch + (byte ^ swizzle_of<kPitch>(row)); }
 
 // What a lane reads or writes of swizzled rows: bytes of its own row, and of those a multiple of 8 below, which swizzle
 // alike. Offsets that the compiler knows stay apart from the lane's, so that few addresses serve all.
@@ -155,8 +155,11 @@ template <int kPitch>
 struct LaneRows {
     u32 start, swizzle;  // addresses in shared memory: generic ones would take twice the arithmetic
 
+    // Signed here: without the instructions that it takes, ptxas finds no register for a word of the backward of D = 64 on
+    // Hopper.
     __device__ __forceinline__ LaneRows(const u8* rows, u32 row, u32 byte)
-        : start(shared_address(rows) + row * kPitch + byte % 16), swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(row)) {}
+        : start(shared_address(rows) + row * kPitch + byte % 16),
+          swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(static_cast<int>(row))) {}
     __device__ __forceinline__ const u8* at(u32 rows_below, u32 byte) const {
         return shared_pointer(start + (swizzle ^ byte % 128) + below(rows_below, byte));
     }
