@@ -18,7 +18,7 @@ import site
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,31 +127,47 @@ class Nvrtc:
         """
         arguments = [*options_for(arch, KERNELS, lineinfo=False), *options]
         if not self.keeps:
-            return self._compile_anew(source, arch, arguments)
+            return self._compile_anew(source, arguments)
         digest = sources_digest()
         what = repr((self._identity, arguments, source))
         kept = KEPT / digest[:16] / hashlib.sha256(what.encode()).hexdigest()
         with contextlib.suppress(OSError):
             cubin, log, seconds = pickle.loads(kept.read_bytes())
             return Compiled(cubin, log, seconds, usage(log))
-        compiled = self._compile_anew(source, arch, arguments)
+        compiled = self._compile_anew(source, arguments)
         if sources_digest() == digest:
             _keep(kept, pickle.dumps((compiled.cubin, compiled.log, compiled.seconds)))
         return compiled
 
-    def _compile_anew(self, source: str, arch: str, arguments: Sequence[str]) -> Compiled:
+    def ptx(self, source: str, arch: str, include: Path = KERNELS) -> bytes:
+        """Compile a translation unit to PTX: what ptxas would go on from, for "compute_80" and the like.
+
+        Raises
+        ------
+        CompileError
+            With the log.
+        """
+        with self._compiled(source, options_for(arch, include, lineinfo=False)) as (program, _):
+            return self._bytes("nvrtcGetPTX", program).rstrip(b"\0")
+
+    def _compile_anew(self, source: str, arguments: Sequence[str]) -> Compiled:
+        start = time.perf_counter()
+        with self._compiled(source, arguments) as (program, log):
+            seconds = time.perf_counter() - start
+            return Compiled(self._bytes("nvrtcGetCUBIN", program), log, seconds, usage(log))
+
+    @contextlib.contextmanager
+    def _compiled(self, source: str, arguments: Sequence[str]) -> Iterator[tuple[ctypes.c_void_p, str]]:
         program = ctypes.c_void_p()
         create = self._library.nvrtcCreateProgram
         self._check(create(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
         try:
-            start = time.perf_counter()
             encoded = (ctypes.c_char_p * len(arguments))(*[argument.encode() for argument in arguments])
             status = self._library.nvrtcCompileProgram(program, len(arguments), encoded)
-            seconds = time.perf_counter() - start
             log = self._bytes("nvrtcGetProgramLog", program).rstrip(b"\0").decode()
             if status != 0:
-                raise CompileError(f"{arch}: {log}")
-            return Compiled(self._bytes("nvrtcGetCUBIN", program), log, seconds, usage(log))
+                raise CompileError(f"{' '.join(arguments)}: {log}")
+            yield program, log
         finally:
             self._check(self._library.nvrtcDestroyProgram(ctypes.byref(program)))
 

@@ -23,7 +23,7 @@ from flashcupy.cuda.device import DeviceProperties
 _ORDERS = ("forward", "reverse", "random")
 _COPIES = ("eager", "lazy")
 # The most shared memory a block may opt in to, in KiB, by compute capability.
-_SHARED = {(7, 0): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
+SHARED = {(7, 0): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
 _GUARD = 4096  # bytes on both sides of fresh memory that no kernel may touch
 _ALIGNMENT = 256
 
@@ -125,7 +125,7 @@ class EmuDevice:
             compute_capability=self.compute_capability,
             arch="emu",  # one for all: the CPU runs the same binaries
             multiprocessors=132,
-            shared_memory=_SHARED[self.compute_capability] << 10,
+            shared_memory=SHARED[self.compute_capability] << 10,
             compiler=build.compiler_version(),
             driver="emulated",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import struct
 import tempfile
 from pathlib import Path
@@ -43,13 +42,17 @@ def unit(body: str, fields: tuple[tuple[str, str], ...], threads: int, shared: s
     )
 
 
-@functools.cache
-def _loaded(source: str, shared_bytes: int) -> Any:
-    device = EmuDevice()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tiny")
-        path.write_bytes(device.compile(source, "tiny", KERNELS))
-        return device.load(path, "tiny", shared_bytes)
+_kernels: dict[tuple[str, str, int], Any] = {}
+
+
+def _loaded(device: EmuDevice, source: str, shared_bytes: int) -> Any:
+    key = device.properties.compiler, source, shared_bytes
+    if key not in _kernels:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "tiny")
+            path.write_bytes(device.compile(source, "tiny", KERNELS))
+            _kernels[key] = device.load(path, "tiny", shared_bytes)
+    return _kernels[key]
 
 
 def run(
@@ -74,4 +77,4 @@ def run(
     words = [v._host.ctypes.data if isinstance(v, EmuArray) else v for v in arguments.values()]
     # An empty struct has one byte in C++.
     params = struct.pack(f"{len(words)}q", *words) if words else b"\0"
-    device.launch(_loaded(source, shared_bytes), blocks, threads, shared_bytes, params)
+    device.launch(_loaded(device, source, shared_bytes), blocks, threads, shared_bytes, params)
