@@ -20,7 +20,7 @@ struct MmaResult {
 template <class Tiles, int kPitch>
 __device__ __forceinline__ LaneRows<kPitch> left_rows(const u8* owner) {
     const u32 thread = thread_index_anew(), lane = thread % 32;
-    return {owner, thread / 32 * 16 * Tiles::kMTiles + lane % 16, lane / 16 * 16};
+    return {owner, static_cast<typename Tiles::OwnRow>(thread / 32 * 16 * Tiles::kMTiles + lane % 16), lane / 16 * 16};
 }
 
 // Right operands: 16 walked rows at a time; at(8 n, step * kStepBytes).

@@ -100,6 +100,7 @@ struct MmaTiles {
     static constexpr int kHeadPitch = pitch_of(kHeadBytes);
     static constexpr int kVPitch = pitch_of(kVBytes);
     static constexpr bool kPrecise = Kind::kSplit;
+    using OwnRow = u32;  // what counts the owner's rows where a lane loads them
 
     // What hooks ask of a kind of tiles, see FmaTiles.
     static constexpr bool kFolds = !kPrecise, kLeavesScale = true, kPatches = true, kAlignedOperands = true;
@@ -155,11 +156,9 @@ template <int kPitch>
 struct LaneRows {
     u32 start, swizzle;  // addresses in shared memory: generic ones would take twice the arithmetic
 
-    // Signed here: without the instructions that it takes, ptxas finds no register for a word of the backward of D = 64 on
-    // Hopper.
-    __device__ __forceinline__ LaneRows(const u8* rows, u32 row, u32 byte)
-        : start(shared_address(rows) + row * kPitch + byte % 16),
-          swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(static_cast<int>(row))) {}
+    template <class Row>
+    __device__ __forceinline__ LaneRows(const u8* rows, Row row, u32 byte)
+        : start(shared_address(rows) + row * kPitch + byte % 16), swizzle(byte / 16 * 16 ^ swizzle_of<kPitch>(row)) {}
     __device__ __forceinline__ const u8* at(u32 rows_below, u32 byte) const {
         return shared_pointer(start + (swizzle ^ byte % 128) + below(rows_below, byte));
     }
