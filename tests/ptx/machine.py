@@ -115,9 +115,10 @@ class Machine:
         self._places = np.zeros(lanes, np.int64)  # the instruction that each lane is at
         self._live = np.ones(lanes, bool)
         self._random = np.random.default_rng(launch.order.apart)
-        self._turn = np.ones(lanes, bool)  # lanes that go on before others do
+        self._half = np.ones(lanes, bool)  # those of them whose turn it is go on before the others do
         if launch.order.apart is not None:
-            self._turn = self._next_turn()
+            self._half = np.isin(self.all // warps.LANES, self._random.permutation(-(-lanes // warps.LANES))[::2])
+        self._turn = self._half
 
     def put(self, register: int, value: Array, mask: Array | None) -> None:
         if mask is not None:
@@ -146,13 +147,12 @@ class Machine:
             self._turn = self._next_turn()
 
     def _next_turn(self) -> Array:
-        """Lanes of half of the warps that can go on, chosen at random."""
+        """Lanes of the half of the warps that can go on, one of them where both can."""
         able = np.logical_or.reduce([self._able(int(at), self._live) for at in np.unique(self._places[self._live])])
-        warps_able = np.unique(np.flatnonzero(able) // warps.LANES)
-        if not len(warps_able):
+        halves = [half for half in (self._half, ~self._half) if (able & half).any()]
+        if not halves:
             raise PtxError(f"deadlock: lanes wait at {self._waiting()}")
-        chosen = self._random.permutation(warps_able)[: -(-len(warps_able) // 2)]
-        return np.isin(self.all // warps.LANES, chosen)
+        return halves[self._random.integers(len(halves))]
 
     def _waiting(self) -> str:
         waiting = [self.program.kernel.instructions[at] for at in np.unique(self._places[self._live])]
