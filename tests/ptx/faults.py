@@ -78,7 +78,7 @@ PTX_FAULTS: tuple[Fault, ...] = (
     ),
     *faults_in(
         "ptx/approximate.cuh",
-        ("e^x for 2^x", "ex2.approx.ftz.f32 %0, %1;", "lg2.approx.ftz.f32 %0, %1;", "mma", "wrong nan"),
+        ("the logarithm for the power", "ex2.approx.ftz.f32 %0, %1;", "lg2.approx.ftz.f32 %0, %1;", "mma", "wrong nan"),
     ),
     *faults_in(
         "ptx/special_registers.cuh",
