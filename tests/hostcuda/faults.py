@@ -36,6 +36,21 @@ def _on_the_default_stream(self, *arguments, launch=CupyDevice.launch):
         launch(self, *arguments)
 
 
+def _on_the_first_stream(self, *arguments, launch=CupyDevice.launch, streams=[]):  # noqa: B006
+    import cupy
+
+    streams.append(cupy.cuda.get_current_stream())
+    with streams[0]:
+        launch(self, *arguments)
+
+
+def _of_the_default_stream(self, shape, dtype, empty=CupyDevice.empty):
+    import cupy
+
+    with cupy.cuda.Stream.null:
+        return empty(self, shape, dtype)
+
+
 class Fault(NamedTuple):
     """What stands in an attribute's place; `seen_by` is the test of test_gpu_lifetimes.py that has to fail."""
 
@@ -50,6 +65,8 @@ FAULTS = {
     "lists go back to the stream that made them": Fault(CupyDevice, "keep_elsewhere", _nothing, "a_mask"),
     "host memory is read late": Fault(CupyDevice, "from_host", _read_late, "a_mask"),
     "launches go to the default stream": Fault(CupyDevice, "launch", _on_the_default_stream, "operands and own"),
+    "threads share a stream": Fault(CupyDevice, "launch", _on_the_first_stream, "threads"),
+    "the workspace is the default stream's": Fault(CupyDevice, "empty", _of_the_default_stream, "stream_ordered"),
     "graphs let go of borrowed memory": Fault(Borrowed, "keep_for_good", _nothing, "graph"),
     "graphs let go of a mask's lists": Fault(block_lists, "keep_for_graph", _nothing, "graph"),
     "graphs let go of their workspace": Fault(launch, "keep_new_for_graph", _nothing, "graph"),
