@@ -31,3 +31,20 @@ def fresh_gpu(monkeypatch: pytest.MonkeyPatch, cache: Path) -> EmuDevice:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(cache))
     return own
+
+
+class Watched(EmuDevice):
+    """Notes what is launched, and launches nothing."""
+
+    def __init__(self, compute_capability):
+        super().__init__(compute_capability=compute_capability)
+        self.entries = []
+
+    def compile(self, source, entry, include):
+        return entry.encode()
+
+    def load(self, path, entry, shared_bytes):
+        return entry
+
+    def launch(self, kernel, grid, block, shared_bytes, params):
+        self.entries.append(kernel)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from backends import EmuBackend
 from emu.arrays import EmuArray, EmuRuntime
-from emu.device import EmuDevice, EmuError
+from emu.device import EmuError
 from wrong_kernels import Wrong
 
 import flashcupy as fc
@@ -72,26 +72,9 @@ def gpu(monkeypatch, tmp_path):
         yield first_use_kit.fresh_gpu(monkeypatch, tmp_path)
 
 
-class _Watched(EmuDevice):
-    """Notes what is launched, and launches nothing."""
-
-    def __init__(self, compute_capability):
-        super().__init__(compute_capability=compute_capability)
-        self.entries = []
-
-    def compile(self, source, entry, include):
-        return entry.encode()
-
-    def load(self, path, entry, shared_bytes):
-        return entry
-
-    def launch(self, kernel, grid, block, shared_bytes, params):
-        self.entries.append(kernel)
-
-
 @pytest.fixture(params=_CAPABILITIES)
 def watched(request, monkeypatch, tmp_path):
-    own = _Watched(_CAPABILITIES[request.param])
+    own = first_use_kit.Watched(_CAPABILITIES[request.param])
     monkeypatch.setattr(device_module, "_installed", [EmuRuntime(own)])
     monkeypatch.setenv("FLASHCUPY_CHECK", "off")
     monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import pytest
-from emu.probes import PROBES, family
+from emu.arrays import EmuRuntime
+from emu.probes import PROBES
 from fault_kit import complaint, copy_kernels, kernels_of, kind_of, require_all_apply
+from first_use_kit import Watched
 from oracles import nvrtc_library
 from ptx.backend import TARGETS, PtxBackend
-from ptx.faults import PTX_FAULTS
+from ptx.faults import SM80_FAULTS, SM90_FAULTS
+from ptx.sample import SAMPLE, traits
 
-from flashcupy.cuda import config, matrix
+from flashcupy.cuda import config, matrix, sources
+from flashcupy.cuda import device as device_module
 
-# Of a target's cases one in so many, from this one on. All of them, which `python -m ptx` runs, take more than an hour.
-_SAMPLE = {"sm75": (20, 3), "sm80": (24, 13), "sm90": (8, 6)}
-# A minute and more each, for loops over many columns in single lanes.
-_LONG = ("float64", "d264")
-
-
-def _cases(target: str) -> list:
-    every, first = _SAMPLE[target]
-    cases = matrix.check_cases(TARGETS[target].compute_capability)
-    return [case for case in cases if not any(word in case.name for word in _LONG)][first::every]
-
-
-_TENSOR_CORE_PROBES = [probe for probe in PROBES if family(probe) == "sm80"]
+FAULTS = [("sm90", fault) for fault in SM90_FAULTS] + [("sm80", fault) for fault in SM80_FAULTS]
+# Of the tensor-core kernels in small tiles, which have shapes that no table has.
+FURTHER_PROBES = (
+    "mma two stages",
+    "mma two tiles a warp",
+    "mma chunks of any columns",
+    "mma heads together",
+    "mma packed",
+)
 
 
 def _backend(target: str) -> PtxBackend:
@@ -31,34 +31,60 @@ def _backend(target: str) -> PtxBackend:
     return PtxBackend(target)
 
 
+def _cases(target: str) -> dict:
+    return {case.name: case for case in matrix.check_cases(TARGETS[target].compute_capability)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "name"), [(target, name) for target in TARGETS for name in SAMPLE[target]])
+def test_first_use(target, name):
+    """What a GPU checks before it serves a call, in the tiles that it serves with; copies come early, and late."""
+    backend = _backend(target)
+    for copies in ("eager", "lazy"):
+        with backend.active(), backend.device.using(copies=copies):
+            assert _cases(target)[name].run(backend.device) is None
+
+
+def test_the_sample_reaches_each_function_in_all_that_it_computes_with(monkeypatch, tmp_path):
+    watched = Watched(TARGETS["sm90"].compute_capability)
+    monkeypatch.setattr(device_module, "_installed", [EmuRuntime(watched)])
+    monkeypatch.setenv("FLASHCUPY_CHECK", "off")
+    monkeypatch.setenv("FLASHCUPY_CACHE_DIR", str(tmp_path))
+    reached = {}
+    for name, case in _cases("sm90").items():
+        watched.entries.clear()
+        case.compute(watched)
+        reached[name] = set().union(*map(traits, watched.entries))
+    assert set().union(*reached.values()) - set().union(*(reached[name] for name in SAMPLE["sm90"])) == set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "case"),
-    [pytest.param(target, case, id=f"{target}-{case.name}") for target in TARGETS for case in _cases(target)],
+    ("target", "probe"),
+    [
+        *(("sm90", probe) for probe in FURTHER_PROBES),
+        *dict.fromkeys((target, fault.probe) for target, fault in FAULTS),
+    ],
 )
-def test_first_use(target, case):
-    """What a GPU checks before it serves a call, in the tiles that it serves with."""
+def test_without_a_fault_nothing_is_caught(target, probe):
     backend = _backend(target)
-    with backend.active():
-        assert case.run(backend.device) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("probe", _TENSOR_CORE_PROBES[::6])
-def test_probe(probe):
-    backend = _backend(("sm80", "sm90")[_TENSOR_CORE_PROBES.index(probe) // 6 % 2])
     with backend.active(), config.use_tiles("small"):
         PROBES[probe](backend)
 
 
 def test_every_fault_still_applies():
-    require_all_apply(PTX_FAULTS)
+    require_all_apply(fault for _, fault in FAULTS)
+
+
+def test_every_header_has_a_fault():
+    headers = {f"ptx/{path.name}" for path in (sources.kernels_dir() / "ptx").glob("*.cuh")}
+    assert {fault.path for _, fault in FAULTS} == headers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", PTX_FAULTS, ids=str)
-def test_fault_is_caught(fault, tmp_path):
-    backend, folder = _backend("sm90"), copy_kernels(tmp_path)
+@pytest.mark.parametrize(("target", "fault"), FAULTS, ids=str)
+def test_fault_is_caught(target, fault, tmp_path):
+    backend, folder = _backend(target), copy_kernels(tmp_path)
     fault.apply(folder)
     with kernels_of(folder, tmp_path, backend):
         error = complaint(PROBES[fault.probe], backend)

@@ -10,7 +10,6 @@ from emu.device import EmuDevice, EmuError
 from emu.tiny import run
 from oracles import nvrtc_library
 from ptx.backend import TARGETS
-from ptx.machine import Order
 from ptx.parse import PtxError
 
 # The same tests, with the fixtures of this module.
@@ -199,21 +198,21 @@ def test_memory_that_is_read_only(device):
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_warps_apart_show_a_barrier_that_lacks(device, blocks):
     body = "s.row[t] = t; SYNC p.out[b * 256 + t] = s.row[255 - t];"
-    for order, synced in itertools.product((Order(), Order(apart=1)), (True, False)):
-        device.order = order
+    for order, synced in itertools.product(("forward", "random"), (True, False)):
         out = device.empty((blocks, 256), np.uint32)
         text = body.replace("SYNC", "block_sync();" if synced else "")
-        run(device, text, 256, blocks, "u32 row[256];", 1024, out=out)
+        with device.using(lane_order=order):
+            run(device, text, 256, blocks, "u32 row[256];", 1024, out=out)
         right = np.array_equal(out.get(), np.tile(np.arange(256)[::-1], (blocks, 1)))
-        assert right == (synced or order.apart is None)
+        assert right == (synced or order == "forward")
 
 
 def test_copies_that_are_late_show_a_wait_that_lacks(device):
     source = device.from_host(np.arange(64, dtype=np.uint32))
     body = "copy_async_4(s.row + t, p.source + t, 4); copy_async_commit(); WAIT block_sync(); p.out[t] = s.row[63 - t];"
-    for lazy, waits in itertools.product((False, True), (False, True)):
-        device.order = Order(lazy=lazy)
+    for copies, waits in itertools.product(("eager", "lazy"), (False, True)):
         out = device.empty((64,), np.uint32)
         text = body.replace("WAIT", "copy_async_wait<0>();" if waits else "")
-        run(device, text, 64, 1, "u32 row[64];", 256, source=source, out=out)
-        assert np.array_equal(out.get(), np.arange(64)[::-1]) == (waits or not lazy)
+        with device.using(copies=copies):
+            run(device, text, 64, 1, "u32 row[64];", 256, source=source, out=out)
+        assert np.array_equal(out.get(), np.arange(64)[::-1]) == (waits or copies == "eager")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ptx.memory import AccessError, Spaces, require_aligned
-
-Array = Any
+from ptx.values import Array
 
 
 class _Copy(NamedTuple):
@@ -38,10 +37,16 @@ class Copies:
             raise AccessError("undefined: a copy that reads more than it writes")
         require_aligned(to, size)
         require_aligned(source, size)
+        spaces.check_copies(to, source, size, read_bytes)
         copy = _Copy(lanes, to, source, size, read_bytes, self._committed[lanes])
         if self._lazy:
             self._under_way.append(copy)
         else:
+            _arrive(spaces, copy)
+
+    def finish(self, spaces: Spaces) -> None:
+        """Let arrive what nobody has waited for: a block does not end before."""
+        for copy in self._under_way:
             _arrive(spaces, copy)
 
     def commit(self, mask: Array | None) -> None:
@@ -63,8 +68,6 @@ class Copies:
 
 def _arrive(spaces: Spaces, copy: _Copy) -> None:
     count = copy.size
-    some = np.flatnonzero(copy.read_bytes)
-    spaces.known.check(copy.source[some], copy.read_bytes[some].astype(np.uint64), writes=False)
     content = np.zeros((len(copy.lanes), count), np.uint8)
     for n in range(count):
         there = np.flatnonzero(copy.read_bytes > n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +37,13 @@ class _Loaded(NamedTuple):
 class PtxDevice(EmuDevice):
     """Compiles for `target`, and runs the PTX in NumPy; mistakes raise `EmuError`.
 
-    Launches take turns where `order` is None: warps together and apart, asynchronous copies eager and lazy.
+    Of `settings` it heeds the order of lanes and of copies. By default warps go apart, and launches take turns, copies
+    eager and lazy; ``lane_order="forward"`` has all warps go together.
     """
 
     def __init__(self, target: Target) -> None:
         super().__init__(compute_capability=target.compute_capability)
         self.target = target
-        self.order: Order | None = None
         self.issued = 0  # instructions of the last launch, of all lanes together
 
     @cached_property
@@ -60,18 +61,33 @@ class PtxDevice(EmuDevice):
 
     def _know(self, root: np.ndarray, begin: int, nbytes: int, label: str) -> None:
         self._registered[id(root)] = _KNOWN.know(root, begin, nbytes, root.flags.writeable)
+        weakref.finalize(root, self._registered.pop, id(root), None).atexit = False
 
     def compile(self, source: str, entry: str, include: Path) -> bytes:
         return nvrtc.load(self.target.compiler).ptx(source, self.target.arch, include)
 
     def load(self, path: Path, entry: str, shared_bytes: int) -> Any:
-        return _Loaded(entry, prepare(parse(Path(path).read_text())), shared_bytes)
+        try:
+            return _Loaded(entry, prepare(parse(Path(path).read_text())), shared_bytes)
+        except PtxError as error:
+            raise EmuError(str(error)) from error
 
     def launch(self, kernel: Any, grid: int, block: int, shared_bytes: int, params: bytes | bytearray) -> None:
         self._check_limits(kernel, grid, block, shared_bytes, len(params))
         turn, self.launches = self.launches, self.launches + 1
-        order = self.order or Order(apart=turn if turn % 3 == 2 else None, lazy=turn % 2 == 1)
         try:
-            self.issued = run(kernel.program, _KNOWN, Launch(grid, block, shared_bytes, bytes(params), order))
+            self.issued = run(
+                kernel.program, _KNOWN, Launch(grid, block, shared_bytes, bytes(params), self._order(turn))
+            )
         except (AccessError, PtxError) as error:
             raise EmuError(str(error)) from error
+
+    def _order(self, turn: int) -> Order:
+        settings = self.settings
+        if settings.count_bank_conflicts:
+            raise NotImplementedError("bank conflicts are counted by the emulator of sources")
+        seed = settings.seed + turn + (settings.lane_order == "reverse")
+        return Order(
+            apart=None if settings.lane_order == "forward" else seed,
+            lazy=turn % 2 == 1 if settings.copies is None else settings.copies == "lazy",
+        )

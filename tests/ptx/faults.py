@@ -7,7 +7,7 @@ from emu.faults.fault import Fault, faults_in
 _MMA = "mma.sync.aligned.m16n8k16.row.col.f32"
 _LDMATRIX = '"ldmatrix.sync.aligned.m8n8.x4'
 
-PTX_FAULTS: tuple[Fault, ...] = (
+SM90_FAULTS: tuple[Fault, ...] = (
     *faults_in(
         "ptx/mma.cuh",
         (
@@ -74,10 +74,12 @@ PTX_FAULTS: tuple[Fault, ...] = (
     *faults_in(
         "ptx/reduce.cuh",
         ("four in another order", '"f"(own[0]), "f"(own[1]), "f"', '"f"(own[1]), "f"(own[0]), "f"', "mma backward"),
+        ("the last for the first", "own[0] = four.x", "own[0] = four.w", "mma backward"),
         ("four at the place of one", "quads + 4 * lane)), ", "quads + lane)), ", "mma backward", "misaligned"),
     ),
     *faults_in(
         "ptx/approximate.cuh",
+        ("the number for its reciprocal", "rcp.approx.ftz.f32 %0, %1;", "mov.f32 %0, %1;", "mma softcap", "wrong nan"),
         ("the logarithm for the power", "ex2.approx.ftz.f32 %0, %1;", "lg2.approx.ftz.f32 %0, %1;", "mma", "wrong nan"),
     ),
     *faults_in(
@@ -99,6 +101,18 @@ PTX_FAULTS: tuple[Fault, ...] = (
         ("the neighbour above for the other", "__shfl_xor_sync", "__shfl_up_sync", "mma", "unknown"),
     ),
     *faults_in(
+        "ptx/barrier.cuh",
+        ("none of the block", "{ __syncthreads(); }", "{ __syncwarp(); }", "mma two stages", "wrong nan"),
+    ),
+    *faults_in(
+        "ptx/bits.cuh",
+        ("zeros are counted", "__popc(bits)", "__popc(~bits)", "mask of blocks", "bits bounds wrong"),
+    ),
+    *faults_in(
+        "ptx/multiply.cuh",
+        ("rounded down", "mul.rn.f32 %0", "mul.rm.f32 %0", "mma softcap", "unknown"),
+    ),
+    *faults_in(
         "ptx/vote.cuh",
         (
             "of a single lane",
@@ -107,9 +121,24 @@ PTX_FAULTS: tuple[Fault, ...] = (
             "mma backward",
             "divergence",
         ),
+        (
+            "not in it",
+            "__ballot_sync(0xffffffffu, condition)",
+            "__ballot_sync(0xffffffffu, !condition)",
+            "mask of blocks",
+            "bits wrong bounds",
+        ),
     ),
     *faults_in(
         "ptx/multiply_high.cuh",
         ("the lower half", "__umulhi(a, b)", "a * b", "mma dropout of two tiles a warp"),
     ),
+)
+
+# What older GPUs take instead, which add a number at a time.
+SM80_FAULTS: tuple[Fault, ...] = faults_in(
+    "ptx/reduce.cuh",
+    ("the first for each", '"f"(own[n])', '"f"(own[0])', "mma backward"),
+    ("neighbours", "quads + 32 * n + lane)), ", "quads + n + lane)), ", "mma backward"),
+    ("another's", "own[n] = quads[32 * n + lane]", "own[n] = quads[32 * n + (lane ^ 1)]", "mma backward"),
 )

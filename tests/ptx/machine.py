@@ -7,18 +7,16 @@ met again; at a barrier, and where a warp acts together, lanes wait for the othe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ptx import warps
 from ptx.copies import Copies
 from ptx.memory import AccessError, GlobalMemory, Spaces
-from ptx.parse import Instruction, Kernel, PtxError, Symbol
+from ptx.parse import Immediate, Instruction, Kernel, PtxError, Symbol
 from ptx.steps import Builder, Step
-from ptx.values import DTYPES
+from ptx.values import DTYPES, Array
 
-Array = Any
 _MOST_LANES = 2048  # that run together, unless a block has more
 
 
@@ -68,9 +66,16 @@ def prepare(kernel: Kernel) -> Program:
     for instruction, role in zip(kernel.instructions, roles, strict=True):
         try:
             steps.append(builder.step(instruction) if role in ("lane", "warp") else None)
+            if role == "barrier":
+                _require_plain(instruction)
         except (PtxError, KeyError) as error:
             raise PtxError(f"{error}; line {instruction.line}: {instruction.opcode}") from error
     return Program(kernel, steps, roles, builder.numbers, frozenset(kernel.labels.values()))
+
+
+def _require_plain(barrier: Instruction) -> None:
+    if (barrier.opcode, barrier.operands, barrier.guard) != ("bar.sync", (Immediate(0, "int"),), None):
+        raise PtxError("unknown: a barrier that is not of all threads")
 
 
 def run(program: Program, known: GlobalMemory, launch: Launch) -> int:
@@ -102,14 +107,12 @@ class Machine:
         self.special = {
             "%tid.x": (self.all % launch.block).astype(np.uint32),
             "%ctaid.x": (block_of_lane + blocks.start).astype(np.uint32),
-            "%ntid.x": np.full(lanes, launch.block, np.uint32),
             "%nctaid.x": np.full(lanes, launch.grid, np.uint32),
-            "%laneid": (self.all % warps.LANES).astype(np.uint32),
         }
         kernel = program.kernel
         self.spaces = Spaces(known, launch.params, launch.shared_bytes, kernel.local_bytes, block_of_lane)
         self.copies = Copies(lanes, launch.order.lazy)
-        unset = {dtype: np.full(lanes, 0xA5, dtype) for dtype in DTYPES.values() if dtype != np.int8}
+        unset = {dtype: np.full(lanes, np.nan if dtype.kind == "f" else 0x65, dtype) for dtype in DTYPES.values()}
         self.registers = [unset[DTYPES[one.type]] for one in kernel.registers.values()]
         self._at = 0
         self._places = np.zeros(lanes, np.int64)  # the instruction that each lane is at
@@ -136,6 +139,7 @@ class Machine:
             except (AccessError, PtxError) as error:
                 line = self.program.kernel.instructions[self._at].line
                 raise type(error)(f"{error}; {self.program.kernel.name}, line {line} of its PTX") from error
+        self.copies.finish(self.spaces)
         return issued
 
     def _next_group(self) -> tuple[int, Array | None]:

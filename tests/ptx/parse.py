@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # Bytes of a type, after which its registers, loads and immediates are.
 SIZES = {
@@ -122,6 +122,7 @@ def parse(text: str) -> Kernel:
 
 
 def _body(kernel: Kernel, body: str, line: int) -> Kernel:
+    """Read declarations and instructions into a kernel that has none; `line` is where the body starts."""
     local_bytes = 0
     for statement in _statements(body):
         at, line = (
@@ -143,7 +144,7 @@ def _body(kernel: Kernel, body: str, line: int) -> Kernel:
             raise PtxError(f"line {at}: {rest}")
         else:
             kernel.instructions.append(_instruction(kernel, rest, at))
-    return Kernel(**{**vars(kernel), "local_bytes": local_bytes})
+    return replace(kernel, local_bytes=local_bytes)
 
 
 def _statements(body: str) -> list[str]:

@@ -22,14 +22,14 @@ from ptx.parse import (
     Vector,
     float_of,
 )
+from ptx.values import Array
 
 if TYPE_CHECKING:
     from ptx.machine import Machine
 
-Array = Any
 # Done to the machine for the lanes of a mask (None: for all).
 Step = Callable[["Machine", "Array | None"], None]
-_SPECIAL = ("%tid.x", "%ctaid.x", "%ntid.x", "%nctaid.x", "%laneid")
+_SPECIAL = ("%tid.x", "%ctaid.x", "%nctaid.x")
 
 
 class Builder:
@@ -57,7 +57,6 @@ class Builder:
         parts, operands = instruction.parts, instruction.operands
         special = {
             "ld": self._load,
-            "ldu": self._load,
             "st": self._store,
             "red": self._add,
             "setp": self._compare,
@@ -72,8 +71,6 @@ class Builder:
             return special[parts[0]](parts, operands)
         if parts[:2] == ["bar", "warp"]:
             return self._sync(operands[0])
-        if parts[0] in ("membar", "fence", "nanosleep"):
-            return lambda machine, mask: None
         if parts[0] == "mov" and isinstance(operands[0], Vector):
             return self._unpack(parts, *operands)
         if parts[0] == "mov" and isinstance(operands[1], Vector):
@@ -137,8 +134,8 @@ class Builder:
         if space == "param":
             offset = np.uint64(operand.offset - WINDOWS["param"] & (1 << 64) - 1)
         base = operand.base
-        wide = isinstance(base, Register) and values.DTYPES[base.type].itemsize == 4
-        get = self._get(base, "u32" if wide else "u64")
+        short = isinstance(base, Register) and values.DTYPES[base.type].itemsize == 4
+        get = self._get(base, "u32" if short else "u64")
 
         def addresses(machine: Machine) -> Array:
             found = get(machine).astype(np.uint64) + offset
@@ -147,7 +144,7 @@ class Builder:
         return addresses
 
     def _load(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
-        space, type_ = _space(parts), parts[-1]
+        space, type_ = _space(parts, "volatile", "nc"), parts[-1]
         targets = operands[0].items if isinstance(operands[0], Vector) else (operands[0],)
         puts, addresses = [self._put(x, type_) for x in targets], self._address(operands[1], space)
         dtype = values.DTYPES[type_]
@@ -166,14 +163,15 @@ class Builder:
         return step
 
     def _store(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
-        space, sources = _space(parts), _items(operands[1])
+        space, sources = _space(parts, "volatile"), _items(operands[1])
         gets = [self._get(x, f"u{8 * SIZES[parts[-1]]}" if isinstance(x, Register) else parts[-1]) for x in sources]
         return self._write(space, operands[0], gets, "store")
 
     def _add(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
-        if "add" not in parts:
+        space = _space(parts, "relaxed", "gpu", "add")
+        if space != "global" or parts[-1] != "f32":
             raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
-        return self._write(_space(parts), operands[0], [self._get(x, parts[-1]) for x in _items(operands[1])], "add")
+        return self._write(space, operands[0], [self._get(x, parts[-1]) for x in _items(operands[1])], "add")
 
     def _write(self, space: str, address: Operand, gets: list[Any], how: str) -> Step:
         addresses = self._address(address, space)
@@ -205,6 +203,8 @@ class Builder:
         return self._compute(function, operands[0], [self._get(operands[1], "u64")], "u64")
 
     def _shuffle(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
+        if parts != ["shfl", "sync", "bfly", "b32"]:
+            raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
         target, *in_range = _items(operands[0])
         put, puts = self._put(target, "b32"), [self._put(x, "pred") for x in in_range]
         value, by, clamp, members = (self._get(x, "b32") for x in operands[1:])
@@ -212,18 +212,20 @@ class Builder:
         def step(machine: Machine, mask: Array | None) -> None:
             _require_all(members(machine), mask)
             own, within = _where(by(machine), mask, 0), _where(clamp(machine), mask, warps.LANES - 1)
-            put(machine, warps.shuffle(parts, value(machine), own, within), mask)
+            put(machine, warps.shuffle(value(machine), own, within), mask)
             for one in puts:
                 one(machine, np.bool_(True), mask)
 
         return step
 
     def _vote(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
+        if parts[1] != "sync" or parts[2:] not in (["any", "pred"], ["ballot", "b32"]):
+            raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
         put, condition, members = self._put(operands[0], parts[-1]), *map(self._get, operands[1:], ("pred", "b32"))
 
         def step(machine: Machine, mask: Array | None) -> None:
             _require_all(members(machine), mask)
-            put(machine, warps.vote(parts, condition(machine)), mask)
+            put(machine, warps.vote(condition(machine), ballot=parts[2] == "ballot"), mask)
 
         return step
 
@@ -232,13 +234,14 @@ class Builder:
         return lambda machine, mask: _require_all(members(machine), mask)
 
     def _multiply(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
+        multiply = warps.multiplication(parts)
         puts = [self._put(x, "f32") for x in _items(operands[0])]
         a, b = ([self._get(x, "b32") for x in _items(one)] for one in operands[1:3])
         c = [self._get(x, "f32") for x in _items(operands[3])]
 
         def step(machine: Machine, mask: Array | None) -> None:
             given = [[np.broadcast_to(get(machine), machine.lanes) for get in gets] for gets in (a, b, c)]
-            for put, value in zip(puts, warps.multiply(parts, *given), strict=True):
+            for put, value in zip(puts, multiply(*given), strict=True):
                 put(machine, value, mask)
 
         return step
@@ -259,13 +262,13 @@ class Builder:
         return step
 
     def _copy(self, parts: list[str], operands: tuple[Operand, ...]) -> Step:
-        if parts[:2] != ["cp", "async"]:
-            raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
-        if parts[2] == "commit_group":
+        if parts == ["cp", "async", "commit_group"]:
             return lambda machine, mask: machine.copies.commit(mask)
-        if parts[2] == "wait_group":
+        if parts == ["cp", "async", "wait_group"]:
             pending = _integer(operands[0])
             return lambda machine, mask: machine.copies.wait(machine.spaces, mask, pending)
+        if parts[:2] != ["cp", "async"] or parts[2] not in ("ca", "cg") or parts[3:5] != ["shared", "global"]:
+            raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
         to, source = self._address(operands[0], "shared"), self._address(operands[1], "global")
         size = _integer(operands[2])
         read = self._get(operands[3], "u32")
@@ -301,8 +304,12 @@ class Builder:
         return self._compute(pack, target, [self._get(x, f"b{width}") for x in items], parts[-1])
 
 
-def _space(parts: list[str]) -> str:
-    return next((part for part in parts if part in ("global", "shared", "param", "local")), "")
+def _space(parts: list[str], *modifiers: str) -> str:
+    """The state space of an access, "" for generic addresses; only `modifiers` and a vector may stand beside it."""
+    spaces = [part for part in parts[1:-1] if part in ("global", "shared", "param", "local")]
+    if set(parts[1:-1]) - {*spaces, *modifiers, "v2", "v4"}:
+        raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
+    return spaces[0] if spaces else ""
 
 
 def _items(operand: Operand) -> tuple[Any, ...]:
@@ -329,7 +336,7 @@ def _integer(operand: Operand) -> int:
 def _constant(immediate: Immediate, dtype: np.dtype[Any]) -> Array:
     if immediate.type != "int":
         return np.array(float_of(immediate)).astype(f"f{4 if immediate.type == 'f32' else 8}").view(dtype)[()]
-    if immediate.type == "int" and dtype.kind == "b":
+    if dtype.kind == "b":
         return np.bool_(immediate.bits)
     if dtype.kind == "f":
         raise PtxError("unknown: an integer where a number is expected")

@@ -47,32 +47,43 @@ def operation(parts: list[str]) -> tuple[Callable[..., Array], list[str], str]:
         If it is none of those here.
     """
     name, type_ = parts[0], parts[-1]
-    kind, size = ("p", 1) if type_ == "pred" else (type_[0], SIZES.get(type_, 0))
     if name == "cvt":
         return _conversion(parts)
-    if name in ("add", "sub", "mul", "mad", "fma") and kind in "us" and "wide" in parts:
+    _require_known(parts)
+    kind, size = ("p", 1) if type_ == "pred" else (type_[0], SIZES[type_])
+    if "wide" in parts:
         wide = f"{kind}{16 * size}"
         return _WIDE[name], [type_, type_, wide][: 3 if name == "mad" else 2], wide
     if name in ("mul", "mad") and kind in "us":
-        low = "hi" not in parts
-        return (_LOW if low else _HIGH)[name], [type_] * (3 if name == "mad" else 2), type_
+        return (_HIGH if "hi" in parts else _LOW)[name], [type_] * (3 if name == "mad" else 2), type_
     if name in _SHIFTS:
         return _SHIFTS[name], [type_, "u32"], type_
-    if name == "shf":
-        return _funnel(parts[1] == "l", parts[2] == "wrap"), ["b32", "b32", "u32"], "b32"
-    if name in _BY_NAME and kind in _BY_NAME[name][0]:
-        function, count = _BY_NAME[name][1:]
-        flushed = _flushed(function) if "ftz" in parts else function
-        return flushed, [type_] * count, type_
     if name in _MIXED:
         function, sources, result = _MIXED[name]
+        if "T" not in sources and type_ != "b32":
+            raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
         return function, [type_ if one == "T" else one for one in sources], type_ if result == "T" else result
-    raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
+    function, count = _BY_NAME[name][1:]
+    if "ftz" in parts:
+        function = _flushed(function)
+    if type_ == "f32" and name in _ARITHMETIC:
+        function = _with_canonical_nan(function)
+    return function, [type_] * count, type_
+
+
+def _require_known(parts: list[str]) -> None:
+    """Of an opcode each part counts: one that is passed over would be computed as if it were not there."""
+    name, *modifiers, type_ = parts
+    kinds, known = _KNOWN.get(name, ("", ""))
+    if type_ not in SIZES or type_ == "f16" or type_[0] not in kinds or set(modifiers) - set(known.split()):
+        raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
 
 
 def compare(parts: list[str]) -> Callable[[Array, Array], Array]:
     """``setp``'s comparison: of numbers with NaN, ``ltu`` and the like are true, all others but ``nan`` false."""
     relation, type_ = parts[1], parts[-1]
+    if type_ == "f16" or set(parts[2:-1]) - {"and", "or", "xor"}:
+        raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
     if type_[0] != "f":
         return _RELATIONS[{"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(relation, relation)]
     if relation in ("num", "nan"):
@@ -105,6 +116,26 @@ def _flushed(function: Callable[..., Array]) -> Callable[..., Array]:
     return lambda *x: flush(function(*map(flush, x)))
 
 
+def canonical(x: Array) -> Array:
+    """What a GPU makes of NaN in float32: one pattern, whose bits plus a rounding's are a number."""
+    nan = x != x
+    return np.where(nan, _CANONICAL_NAN, x) if nan.any() else x
+
+
+def _with_canonical_nan(function: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda *x: canonical(function(*x))
+
+
+def _extreme(function: Callable[..., Array], of_zeros: Callable[..., Array]) -> Callable[..., Array]:
+    """The larger or the smaller: a number beside NaN; of two zeros the one of that sign."""
+
+    def extreme(a: Array, b: Array) -> Array:
+        result = function(a, b)
+        return np.where((a == 0) & (b == 0), of_zeros(a, b), result) if result.dtype.kind == "f" else result
+
+    return extreme
+
+
 def _multiply_add(a: Array, b: Array, c: Array) -> Array:
     if a.dtype != np.float64:
         # The product is exact; the sum is rounded twice, which is once but for one case in 2^29.
@@ -113,8 +144,8 @@ def _multiply_add(a: Array, b: Array, c: Array) -> Array:
     error = _product_error(a, b, product)
     total = product + c
     part = total - product
-    exact = total + ((product - (total - part)) + (c - part) + error)
-    return np.where(np.isfinite(exact), exact, total)
+    rest = (product - (total - part)) + (c - part) + error
+    return np.where(np.isfinite(rest) & (rest != 0), total + rest, total)
 
 
 def _product_error(a: Array, b: Array, product: Array) -> Array:
@@ -196,47 +227,24 @@ def _insert_bits(a: Array, b: Array, position: Array, length: Array) -> Array:
     return (_shift_left(a, position & np.uint32(0xFF)) & mask) | (b & ~mask)
 
 
-def _extract_bits(a: Array, position: Array, length: Array) -> Array:
-    if a.dtype.kind == "i":
-        raise PtxError("unknown: bfe of signed numbers")
-    return _shift_right(a, position & np.uint32(0xFF)) & _field(np.uint32(0) * length, length, a.dtype)
-
-
-def _funnel(left: bool, wraps: bool) -> Callable[..., Array]:
-    def shift(a: Array, b: Array, by: Array) -> Array:
-        by = (by & np.uint32(31) if wraps else np.minimum(by, np.uint32(32))).astype(np.uint64)
-        both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
-        return ((both << by >> np.uint64(32)) if left else both >> by).astype(np.uint32)
-
-    return shift
-
-
 def _leading_zeros(x: Array) -> Array:
     return (32 - np.frexp(x.astype(np.float64))[1]).astype(np.uint32)
 
 
-def _logic(a: Array, b: Array, c: Array, table: Array) -> Array:
-    result = a & np.uint32(0)
-    for n in range(8):
-        if int(table) >> n & 1:
-            result = result | ((a if n & 4 else ~a) & (b if n & 2 else ~b) & (c if n & 1 else ~c))
-    return result
-
-
 def _conversion(parts: list[str]) -> tuple[Callable[..., Array], list[str], str]:
     to, source, modes = parts[-2], parts[-1], parts[1:-2]
+    if set(modes) - {"ftz", "rn", *_ROUNDINGS} or (to not in SIZES and modes != ["rn"]):
+        raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
     if to in ("bf16x2", "f16x2"):
         half = _to_bf16 if to == "bf16x2" else _to_f16
         return lambda high, low: half(low).astype("u4") | half(high).astype("u4") << np.uint32(16), [source] * 2, "b32"
     rounding = next((_ROUNDINGS[mode] for mode in modes if mode in _ROUNDINGS), None)
-    if "sat" in modes or set(modes) - {"ftz", "rn", *_ROUNDINGS}:
-        raise PtxError(f"unknown: the conversion {'.'.join(parts)}")
     dtype = DTYPES[to]
 
     def convert(x: Array) -> Array:
         if source == "f16":
             x = x.view(np.float16)
-        if x.dtype.kind == "f" and "ftz" in modes:
+        if "ftz" in modes:
             x = flush(x)
         if rounding is not None and x.dtype.kind == "f":
             x = rounding(x)
@@ -245,18 +253,20 @@ def _conversion(parts: list[str]) -> tuple[Callable[..., Array], list[str], str]
         if x.dtype.kind == "f" and dtype.kind != "f":
             return _saturated(x, dtype)
         result = x.astype(dtype)
-        if source == "f16" and dtype == np.float32:  # which are quiet, and have lost what they carried
-            result = np.where(np.isnan(x), _CANONICAL_NAN, result)
-        return result
+        return canonical(result) if dtype == np.float32 else result
 
     return convert, [source], to
 
 
 def _saturated(x: Array, dtype: np.dtype[Any]) -> Array:
+    """To integers; NaN is 0, or of 64 bits on either side what has the highest bit alone."""
     limits = np.iinfo(dtype)
-    above, below = x >= float(limits.max), x <= float(limits.min)
-    inside = np.where(above | below | np.isnan(x), 0, x).astype(dtype)
-    return np.where(above, limits.max, np.where(below, limits.min, inside)).astype(dtype)
+    above, below, nan = x >= float(limits.max), x <= float(limits.min), np.isnan(x)
+    inside = np.where(above | below | nan, 0, x).astype(dtype)
+    result = np.where(above, limits.max, np.where(below, limits.min, inside)).astype(dtype)
+    if 8 in (x.dtype.itemsize, dtype.itemsize):
+        result = np.where(nan, of_size("u", dtype.itemsize).type(1 << 8 * dtype.itemsize - 1).view(dtype), result)
+    return result
 
 
 def _to_f16(x: Array) -> Array:
@@ -284,13 +294,12 @@ _BY_NAME: dict[str, tuple[str, Any, int]] = {
     "sub": ("usf", np.subtract, 2),
     "mul": ("f", np.multiply, 2),
     "fma": ("f", _multiply_add, 3),
-    "mad": ("f", _multiply_add, 3),
     "div": ("usf", _divide, 2),
     "rem": ("us", lambda a, b: _truncated(a, b)[1], 2),
     "abs": ("sf", np.abs, 1),
     "neg": ("sf", np.negative, 1),
-    "min": ("usf", np.fmin, 2),
-    "max": ("usf", np.fmax, 2),
+    "min": ("usf", _extreme(np.fmin, lambda a, b: -(-a + -b)), 2),
+    "max": ("usf", _extreme(np.fmax, np.add), 2),
     "and": ("bp", np.bitwise_and, 2),
     "or": ("bp", np.bitwise_or, 2),
     "xor": ("bp", np.bitwise_xor, 2),
@@ -299,17 +308,32 @@ _BY_NAME: dict[str, tuple[str, Any, int]] = {
     "ex2": ("f", lambda x: np.exp2(x.astype(np.float64)).astype(np.float32), 1),
     "rcp": ("f", lambda x: x.dtype.type(1) / x, 1),
     "sqrt": ("f", np.sqrt, 1),
-    "rsqrt": ("f", lambda x: x.dtype.type(1) / np.sqrt(x), 1),
     "lg2": ("f", lambda x: np.log2(x.astype(np.float64)).astype(np.float32), 1),
-    "copysign": ("f", lambda a, b: np.copysign(b, a), 2),
 }
 # Sources of different types; T is the opcode's.
 _MIXED: dict[str, tuple[Any, list[str], str]] = {
     "selp": (lambda a, b, chosen: np.where(chosen, a, b), ["T", "T", "pred"], "T"),
     "prmt": (_permute_bytes, ["b32"] * 3, "b32"),
     "bfi": (_insert_bits, ["T", "T", "u32", "u32"], "T"),
-    "bfe": (_extract_bits, ["T", "u32", "u32"], "T"),
     "popc": (lambda x: np.bitwise_count(x).astype(np.uint32), ["T"], "u32"),
     "clz": (_leading_zeros, ["b32"], "u32"),
-    "lop3": (_logic, ["b32"] * 3 + ["u32"], "b32"),
 }
+# By name: of which kinds of types, and what may stand before the type.
+_KNOWN = {name: (kinds, "") for name, (kinds, _, _) in _BY_NAME.items()}
+_KNOWN |= {
+    **dict.fromkeys(("add", "sub", "fma"), ("usf", "rn ftz")),
+    "mul": ("usf", "rn ftz lo hi wide"),
+    "mad": ("us", "lo hi wide"),
+    "div": ("usf", "rn"),
+    **dict.fromkeys(("min", "max"), ("usf", "ftz")),
+    **dict.fromkeys(("abs", "neg"), ("sf", "ftz")),
+    **dict.fromkeys(("ex2", "lg2", "rcp"), ("f", "approx rn ftz")),
+    "sqrt": ("f", "rn"),
+    "shl": ("b", ""),
+    "shr": ("bus", ""),
+    "selp": ("busf", ""),
+    "bfi": ("b", ""),
+    **dict.fromkeys(("prmt", "clz", "popc"), ("b", "")),
+}
+# Of these a NaN that comes out is made there.
+_ARITHMETIC = ("add", "sub", "mul", "fma", "div", "min", "max", "ex2", "rcp", "sqrt", "lg2")

@@ -5,34 +5,32 @@ PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions": the layouts of fr
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from ptx.parse import PtxError
+from ptx.values import Array, canonical
 
-Array = Any
 LANES = 32
 
 
-def shuffle(parts: list[str], value: Array, by: Array, clamp: Array) -> Array:
+def shuffle(value: Array, by: Array, clamp: Array) -> Array:
     """``shfl.sync.bfly``: the value of lane (own lane ^ `by`)."""
-    if parts[2] != "bfly" or (clamp != LANES - 1).any():
-        raise PtxError(f"unknown: the instruction {'.'.join(parts)} within {clamp}")
+    if (clamp != LANES - 1).any():
+        raise PtxError(f"unknown: a shuffle within {clamp}")
     lanes = np.arange(len(value))
-    return value[lanes ^ np.broadcast_to(by, len(lanes))]
+    return value[lanes ^ np.broadcast_to(by % LANES, len(lanes))]
 
 
-def vote(parts: list[str], condition: Array) -> Array:
-    """``vote.sync.any``, ``.all`` and ``.ballot``."""
+def vote(condition: Array, *, ballot: bool) -> Array:
+    """``vote.sync.ballot`` or ``.any``."""
     by_warp = condition.reshape(-1, LANES)
-    if parts[2] == "ballot":
-        result = (by_warp.astype(np.uint64) << np.arange(LANES, dtype=np.uint64)).sum(1).astype(np.uint32)
-    elif parts[2] in ("any", "all"):
-        result = by_warp.any(1) if parts[2] == "any" else by_warp.all(1)
-    else:
-        raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
-    return np.repeat(result, LANES)
+    if not ballot:
+        return np.repeat(by_warp.any(1), LANES)
+    bits = by_warp.astype(np.uint64) << np.arange(LANES, dtype=np.uint64)
+    return np.repeat(bits.sum(1).astype(np.uint32), LANES)
 
 
 def spread_matrices(rows: Array, transposed: bool) -> list[Array]:
@@ -44,11 +42,22 @@ def spread_matrices(rows: Array, transposed: bool) -> list[Array]:
     return [matrices[:, m].reshape(-1) for m in range(4)]
 
 
-def multiply(parts: list[str], a: list[Array], b: list[Array], c: list[Array]) -> list[Array]:
-    """``mma.m16n8k16`` of f16 and bf16, ``mma.m16n8k8`` of tf32, with sums in float64 that are rounded once."""
-    if parts[:3] != ["mma", "sync", "aligned"] or parts[4:7] != ["row", "col", "f32"] or parts[9:] != ["f32"]:
-        raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
-    elements = {("m16n8k16", "f16"): _f16, ("m16n8k16", "bf16"): _bf16, ("m16n8k8", "tf32"): _tf32}[parts[3], parts[7]]
+def multiplication(parts: list[str]) -> Callable[[list[Array], list[Array], list[Array]], list[Array]]:
+    """``mma.m16n8k16`` of f16 and bf16, ``mma.m16n8k8`` of tf32.
+
+    Raises
+    ------
+    PtxError
+        If it is another one.
+    """
+    for shape, kind, elements in (("m16n8k16", "f16", _f16), ("m16n8k16", "bf16", _bf16), ("m16n8k8", "tf32", _tf32)):
+        if ".".join(parts) == f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32":
+            return functools.partial(_multiply, elements)
+    raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
+
+
+def _multiply(elements: Callable[[Array], Array], a: list[Array], b: list[Array], c: list[Array]) -> list[Array]:
+    """A B + C, with sums in float64 that are rounded once."""
     # Of each 16 x 8 half of A: row g and row g + 8; the upper half of the columns comes last.
     left = np.stack([elements(x) for x in a], 1)  # warp, part, g, t, neighbours
     warps, _, _, _, near = left.shape
@@ -56,7 +65,7 @@ def multiply(parts: list[str], a: list[Array], b: list[Array], c: list[Array]) -
     right = np.stack([elements(x) for x in b], 1).transpose(0, 1, 3, 4, 2).reshape(warps, 8 * near, 8)
     sums = np.stack([x.reshape(-1, 8, 4) for x in c], -1).astype(np.float64)  # warp, g, t, part
     sums = sums.reshape(warps, 8, 4, 2, 2).transpose(0, 3, 1, 2, 4).reshape(warps, 16, 8)
-    result = (left @ right + sums).astype(np.float32).reshape(warps, 2, 8, 4, 2)
+    result = canonical((left @ right + sums).astype(np.float32)).reshape(warps, 2, 8, 4, 2)
     return [result[:, row, :, :, column].reshape(-1) for row in (0, 1) for column in (0, 1)]
 
 

@@ -145,8 +145,8 @@ MMA_TILE: tuple[Fault, ...] = (
     ),
     *faults_in(
         "tile/mma_product.cuh",
-        ("rows and columns of queries swapped, a[1] and a[2]", "Tiles::kMTiles + lane % 16, lane / 16 * 16",
-         "Tiles::kMTiles + lane / 16 * 8 + lane % 8, lane / 8 % 2 * 16", "mma"),
+        ("rows and columns of queries swapped, a[1] and a[2]", "Tiles::kMTiles + lane % 16), lane / 16 * 16",
+         "Tiles::kMTiles + lane / 16 * 8 + lane % 8), lane / 8 % 2 * 16", "mma"),
         ("every warp takes the first one's queries", "thread / 32 * 16 * Tiles::kMTiles + lane % 16", "lane % 16",
          "mma"),
         ("b[1] and b[2] of keys swapped", "lane % 8 + lane / 16 * 8, lane / 8 % 2 * 16", "lane % 16, lane / 16 * 16",
