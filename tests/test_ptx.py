@@ -38,11 +38,12 @@ def _cases(target: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "name"), [(target, name) for target in TARGETS for name in SAMPLE[target]])
 def test_first_use(target, name):
-    """What a GPU checks before it serves a call, in the tiles that it serves with; copies come early, and late."""
-    backend = _backend(target)
-    for copies in ("eager", "lazy"):
-        with backend.active(), backend.device.using(copies=copies):
-            assert _cases(target)[name].run(backend.device) is None
+    """What a GPU checks before it serves a call, in the tiles that it serves with."""
+    backend, cases = _backend(target), _cases(target)
+    # Each in one way; what both targets have, in both.
+    late = list(cases).index(name) % 2 == (target == "sm80")
+    with backend.active(), backend.device.using(copies="lazy" if late else "eager"):
+        assert cases[name].run(backend.device) is None
 
 
 def test_the_sample_reaches_each_function_in_all_that_it_computes_with(monkeypatch, tmp_path):

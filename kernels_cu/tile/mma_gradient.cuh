@@ -11,8 +11,8 @@ template <class Kind, int kOwner, int kWalk, int kHeadDim, int kVDim, int kWarps
 struct MmaGradientTiles : MmaTiles<Kind, kOwner, kWalk, kHeadDim, kVDim, kWarps, kStages, kHeads> {
     static constexpr int kHeadChunk = kHeadChunk_;  // columns of dq or dk
     static constexpr int kVChunk = kVChunk_;        // columns of dv
-    // Of unsigned rows the swizzle takes 13 instructions a tile less, but ptxas then lacks a register for a word of dk and
-    // dv of D = 64 on Hopper.
+    // Of unsigned rows the swizzle takes 13 instructions a tile less, but for dk and dv of D = 64 on Hopper ptxas then spills
+    // a word.
     using OwnRow = i32;
     // Nothing here takes a maximum: the scale keeps its sign.
     __device__ static double scale(const AttentionParams& params) { return params.scale; }

@@ -100,7 +100,7 @@ struct MmaTiles {
     static constexpr int kHeadPitch = pitch_of(kHeadBytes);
     static constexpr int kVPitch = pitch_of(kVBytes);
     static constexpr bool kPrecise = Kind::kSplit;
-    using OwnRow = u32;  // what counts the owner's rows where a lane loads them
+    using OwnRow = u32;  // of the owner's rows that a lane loads: its sign decides what their swizzle takes
 
     // What hooks ask of a kind of tiles, see FmaTiles.
     static constexpr bool kFolds = !kPrecise, kLeavesScale = true, kPatches = true, kAlignedOperands = true;

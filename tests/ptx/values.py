@@ -64,6 +64,8 @@ def operation(parts: list[str]) -> tuple[Callable[..., Array], list[str], str]:
             raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
         return function, [type_ if one == "T" else one for one in sources], type_ if result == "T" else result
     function, count = _BY_NAME[name][1:]
+    if "rm" in parts:
+        function = _multiply_add_down
     if "ftz" in parts:
         function = _flushed(function)
     if type_ == "f32" and name in _ARITHMETIC:
@@ -146,6 +148,13 @@ def _multiply_add(a: Array, b: Array, c: Array) -> Array:
     part = total - product
     rest = (product - (total - part)) + (c - part) + error
     return np.where(np.isfinite(rest) & (rest != 0), total + rest, total)
+
+
+def _multiply_add_down(a: Array, b: Array, c: Array) -> Array:
+    """Of float32, rounded to minus infinity."""
+    exact = np.float64(1) * a * b + c
+    nearest = exact.astype(np.float32)
+    return np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _product_error(a: Array, b: Array, product: Array) -> Array:
@@ -233,6 +242,8 @@ def _leading_zeros(x: Array) -> Array:
 
 def _conversion(parts: list[str]) -> tuple[Callable[..., Array], list[str], str]:
     to, source, modes = parts[-2], parts[-1], parts[1:-2]
+    if parts == ["cvt", "sat", "f32", "f32"]:
+        return lambda x: np.clip(np.nan_to_num(x, nan=0), np.float32(0), np.float32(1)), [source], to
     if set(modes) - {"ftz", "rn", *_ROUNDINGS} or (to not in SIZES and modes != ["rn"]):
         raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
     if to in ("bf16x2", "f16x2"):
@@ -309,6 +320,7 @@ _BY_NAME: dict[str, tuple[str, Any, int]] = {
     "rcp": ("f", lambda x: x.dtype.type(1) / x, 1),
     "sqrt": ("f", np.sqrt, 1),
     "lg2": ("f", lambda x: np.log2(x.astype(np.float64)).astype(np.float32), 1),
+    "copysign": ("f", lambda a, b: np.copysign(b, a), 2),
 }
 # Sources of different types; T is the opcode's.
 _MIXED: dict[str, tuple[Any, list[str], str]] = {
@@ -321,7 +333,8 @@ _MIXED: dict[str, tuple[Any, list[str], str]] = {
 # By name: of which kinds of types, and what may stand before the type.
 _KNOWN = {name: (kinds, "") for name, (kinds, _, _) in _BY_NAME.items()}
 _KNOWN |= {
-    **dict.fromkeys(("add", "sub", "fma"), ("usf", "rn ftz")),
+    **dict.fromkeys(("add", "sub"), ("usf", "rn ftz")),
+    "fma": ("f", "rn rm ftz"),
     "mul": ("usf", "rn ftz lo hi wide"),
     "mad": ("us", "lo hi wide"),
     "div": ("usf", "rn"),
