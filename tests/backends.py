@@ -98,6 +98,8 @@ class EmuBackend(DeviceBackend):
     The GPU emulated is one of those whose calls `family` is the first to serve.
     """
 
+    ordinal = 0  # by which masks remember what they have on a device
+
     def __init__(self, family: str = "generic") -> None:
         self.name = {"generic": "emu", "sm80": "emu_sm80"}[family]
         self._compute_capability = {"generic": (7, 5), "sm80": (8, 0)}[family]
@@ -115,7 +117,7 @@ class EmuBackend(DeviceBackend):
         from flashcupy.cuda import device as device_module
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(device_module, "_installed", [EmuRuntime(self.device)])
+            patch.setattr(device_module, "_installed", [EmuRuntime(*[self.device] * (self.ordinal + 1))])
             patch.setenv("FLASHCUPY_CACHE_DIR", str(EMU_CACHE))
             patch.setenv("FLASHCUPY_CHECK", "off")  # the test is the check
             self.device.launches = 0  # lane orders take turns: in a single test as in a whole run

@@ -40,7 +40,11 @@ def check(case: Case, backend: Any, *, pooled_size: int = 4096, deterministic: b
 
 
 def _draws(case: Case, size: int, pooled_size: int) -> int:
-    return 1 if size == 0 or case.dtype == "float64" else min(_MOST_DRAWS, -(-pooled_size // size))
+    if size == 0 or case.dtype == "float64":
+        return 1
+    # Rows that see few keys make tails of errors long: a single draw of thousands of elements is their luck, too.
+    least = 2 if size < 4 * pooled_size else 1
+    return min(_MOST_DRAWS, max(least, -(-pooled_size // size)))
 
 
 def _for_tensor_cores(case: Case) -> Case:

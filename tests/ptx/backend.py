@@ -27,6 +27,8 @@ TARGETS = {
 class PtxBackend(EmuBackend):
     """`target` is one of `TARGETS`: the generic kernels serve on the first, tensor cores on the others."""
 
+    ordinal = 1  # lists that a mask has on the emulator are not in memory that is known here
+
     def __init__(self, target: str) -> None:
         super().__init__("generic" if target == "sm75" else "sm80")
         self.name = f"ptx_{target}"
@@ -36,4 +38,4 @@ class PtxBackend(EmuBackend):
     def device(self) -> Any:
         from ptx.device import PtxDevice
 
-        return PtxDevice(self._target)
+        return PtxDevice(self._target, self.ordinal)

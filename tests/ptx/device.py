@@ -41,8 +41,8 @@ class PtxDevice(EmuDevice):
     eager and lazy; ``lane_order="forward"`` has all warps go together.
     """
 
-    def __init__(self, target: Target) -> None:
-        super().__init__(compute_capability=target.compute_capability)
+    def __init__(self, target: Target, ordinal: int = 0) -> None:
+        super().__init__(ordinal, compute_capability=target.compute_capability)
         self.target = target
         self.issued = 0  # instructions of the last launch, of all lanes together
 

@@ -157,7 +157,7 @@ TILE: tuple[Fault, ...] = (
         ("gradients of the first packed sequence", "return {rows(params.q, work, head, sequence.q),",
          "return {rows(params.q, work, head, {0, sequence.q.length, sequence.q.allotted}),", "packed", "wrong nan"),
         ("keys of the query's head", "rows(params.k, work, kv_head, sequence.k),\n            rows(params.dout",
-         "rows(params.k, work, head, sequence.k),\n            rows(params.dout", "backward", "wrong bounds nan"),
+         "rows(params.k, work, head, sequence.k),\n            rows(params.dout", "backward", "wrong bounds nan race"),
         ("P is not normalised", "- row.reference) * row.inverse_sum", "- row.reference)", "backward"),
         ("no delta", "weight * (upstream - row.delta)", "weight * upstream", "backward"),
         ("hidden scores have a gradient", "hidden ? 0 : weight * (", "weight * (", "hidden by mask", "wrong bits"),
