@@ -50,6 +50,7 @@ def _emulates(item):
         "emu",
         "build",
         "first_use_kit",
+        "Watched",
     }.isdisjoint(names)
 
 

@@ -36,7 +36,7 @@ def fresh_gpu(monkeypatch: pytest.MonkeyPatch, cache: Path) -> EmuDevice:
 class Watched(EmuDevice):
     """Notes what is launched, and launches nothing."""
 
-    def __init__(self, compute_capability):
+    def __init__(self, compute_capability=(9, 0)):
         super().__init__(compute_capability=compute_capability)
         self.entries = []
 

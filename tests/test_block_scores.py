@@ -10,6 +10,7 @@ import pytest
 from cases import DTYPES, Case, Sizes
 from emu.arrays import EmuArray, EmuRuntime
 from emu.device import EmuDevice
+from first_use_kit import Watched
 from naive import assert_close
 
 import flashcupy as fc
@@ -255,21 +256,12 @@ def test_memory_is_linear():
 # ---- what a device sees of a call ------------------------------------------------------------------------------------
 
 
-class _Counting(EmuDevice):
+class _Counting(Watched):
     """Compiles and launches nothing, and does not wait."""
 
     def __init__(self):
         super().__init__()
-        self.entries, self.allocated = [], 0
-
-    def compile(self, source, entry, include):
-        return entry.encode()
-
-    def load(self, path, entry, shared_bytes):
-        return entry
-
-    def launch(self, kernel, grid, block, shared_bytes, params):
-        self.entries.append(kernel)
+        self.allocated = 0
 
     def empty(self, shape, dtype, **place):
         array = super().empty(shape, dtype, **place)

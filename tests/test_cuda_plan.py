@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 from emu.arrays import EmuArray, EmuRuntime
-from emu.device import EmuDevice
+from first_use_kit import Watched
 
 import flashcupy as fc
 from flashcupy.cuda import device as device_module
@@ -20,23 +20,13 @@ from flashcupy.cuda.plan import plan_bytes
 from flashcupy.errors import NotWarmedUpError, UnsupportedError
 
 
-class Recorder(EmuDevice):
+class Recorder(Watched):
     """Counts what a call does to the device; compiles and launches nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.entries: list[str] = []
         self.allocated: list[int] = []
         self.copies = 0
-
-    def compile(self, source, entry, include):
-        return entry.encode()
-
-    def load(self, path, entry, shared_bytes):
-        return entry
-
-    def launch(self, kernel, grid, block, shared_bytes, params):
-        self.entries.append(kernel)
 
     def empty(self, shape, dtype):
         self.allocated.append(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)

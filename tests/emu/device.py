@@ -31,7 +31,7 @@ _ALIGNMENT = 256
 class EmuError(RuntimeError):
     """What a launch did wrong; `kind` is its first word.
 
-    race, bounds, uninitialised, misaligned, deadlock, divergence, limits, undefined.
+    race, bounds, uninitialised, misaligned, deadlock, divergence, limits, undefined; of tests/ptx also unknown.
     """
 
     def __init__(self, report: str) -> None:

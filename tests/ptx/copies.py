@@ -11,7 +11,7 @@ from ptx.values import Array
 
 
 class _Copy(NamedTuple):
-    """One instruction's copies, by lane: 4-byte words, and how many of their bytes are read; the group they are of."""
+    """One instruction's copies, by lane: both ends, how many of the bytes are read, the group they are of."""
 
     lanes: Array
     to: Array

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 _FEATURES = ("softcap", "bias", "alibi", "mask", "dropout")
-_TILED = re.compile(
-    r"(\w+?)_(generic|sm80)_(split_tf32|[a-z0-9]+)_.*?(band|list)((?:_(?:softcap|bias|alibi|mask|dropout))*)"
-)
-_SCORES = re.compile(r"(block_mass|pooled_scores)_.*?((?:_(?:softcap|bias|alibi|mask))*)")
+_ENDING = rf"((?:_(?:{'|'.join(_FEATURES)}))*)"
+_TILED = re.compile(rf"(\w+?)_(generic|sm80)_(split_tf32|[a-z0-9]+)_.*?(band|list){_ENDING}")
+_SCORES = re.compile(rf"(block_mass|pooled_scores)_.*?{_ENDING}")
 
 _EVERYTHING = "softcap-bias-alibi-mask-dropout-blocks64x64"
 _GRADIENTS = "bwd-q-k-v-sinks"

@@ -267,7 +267,8 @@ class Builder:
         if parts == ["cp", "async", "wait_group"]:
             pending = _integer(operands[0])
             return lambda machine, mask: machine.copies.wait(machine.spaces, mask, pending)
-        if parts[:2] != ["cp", "async"] or parts[2] not in ("ca", "cg") or parts[3:5] != ["shared", "global"]:
+        # The last is a hint to the cache.
+        if ".".join(parts) not in (f"cp.async.{cache}.shared.global.L2::128B" for cache in ("ca", "cg")):
             raise PtxError(f"unknown: the instruction {'.'.join(parts)}")
         to, source = self._address(operands[0], "shared"), self._address(operands[1], "global")
         size = _integer(operands[2])
