@@ -44,6 +44,7 @@ _SM80 = r"""
 test_attention.py::test_plain[(45x77|1x50)-float16]
 test_attention.py::test_each_option[bias-float16]
 test_block_scores.py::test_mass_in_each_dtype[float16-16x16]
+test_block_scores.py::test_mass_with_options[top_left.*]
 test_fwd_sm80.py::test_blocks_of_a_list[(16-256|32-136)-float16]
 test_fwd_sm80.py::test_head_dims[.*-float16]
 test_fwd_sm80.py::test_packed_sequences_have_the_bits_of_a_padded_batch[(alibi|dropout)-float16]
@@ -82,7 +83,7 @@ test_bwd_sm80.py::test_blocks_of_a_list[.*-tf32]
 test_bwd_sm80.py::test_deterministic_gradients_are_right[.*-bfloat16]
 test_bwd_sm80.py::test_the_same_bits_in_every_order_of_lanes_and_copies[(True-24|False-40)-.*]
 test_bad_input.py::.*
-test_block_scores.py::(?!test_mass_in_each).*
+test_block_scores.py::(?!test_mass_(in_each|with_options)).*
 test_block_scores.py::test_mass_in_each_dtype[float64.*]
 test_hidden.py::test_a_row_without_keys_has_no_gradient_even_through_its_sink
 test_lists.py::.*

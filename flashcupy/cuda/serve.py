@@ -48,15 +48,15 @@ def kept_from_lse(lse: Array) -> Kept:
     return Kept(lse, None)
 
 
-def forward(problem: AttentionProblem, out: Array, lse: Array, keep: bool) -> Kept | None:
-    """Compute out and lse; see `flashcupy.backend.Backend`."""
+def forward(problem: AttentionProblem, out: Array, lse: Array, keep: bool, family: str | None = None) -> Kept | None:
+    """Compute out and lse, by one family alone if it is named; see `flashcupy.backend.Backend`."""
     call = Call(problem)
     with call.device.scope():
         kept = Kept(lse, _new_stats(call)) if keep else None
         _add_results(call, out, lse, None if kept is None else kept.stats)
         keep_new_for_graph(call.device, *(lse,) if kept is None else kept)
         call.add_lists(transposed=False)
-        call.run(_ready_forward(call))
+        call.run(_ready_forward(call, family))
     return kept
 
 
@@ -170,8 +170,8 @@ def wanted(problem: AttentionProblem) -> tuple[str, ...]:
     return tuple(name for name in _GRADIENTS if getattr(problem, name) is not None)
 
 
-def _ready_forward(call: Call) -> ReadyPlan:
-    return _ready(call, "forward", (), False, lambda family: family.forward(call.builder(), tails=call.tails))
+def _ready_forward(call: Call, name: str | None = None) -> ReadyPlan:
+    return _ready(call, "forward", (), False, lambda family: family.forward(call.builder(), tails=call.tails), name)
 
 
 def _ready_backward(call: Call, wanted: tuple[str, ...], deterministic: bool) -> ReadyPlan:
@@ -187,6 +187,7 @@ def _ready(
     wanted: tuple[str, ...],
     deterministic: bool,
     make: Callable[[families.Family], Plan],
+    name: str | None = None,
 ) -> ReadyPlan:
     spec = call.problem.spec
 
@@ -201,13 +202,14 @@ def _ready(
             return prepare(call.device, plan, call.host, config.accumulator(spec), check)
 
     def first() -> ReadyPlan:
-        return first_that_works(families.to_try(call.request(), direction), attempt, call.device.name)
+        names = families.to_try(call.request(), direction) if name is None else [name]
+        return first_that_works(names, attempt, call.device.name)
 
     # What a check makes is for the check alone: its kernels may prove wrong.
     if families.forced():
         return first()
     return _plans.get(
-        (direction, wanted, deterministic, call.tails, os.environ.get("FLASHCUPY_FAMILY"), *call.key), first
+        (direction, wanted, deterministic, call.tails, name or os.environ.get("FLASHCUPY_FAMILY"), *call.key), first
     )
 
 
