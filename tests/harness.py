@@ -27,9 +27,7 @@ def check(case: Case, backend: Any, *, pooled_size: int = 4096, deterministic: b
     """Forward, lse and every gradient against the oracle; where tensor cores leave the case to others, on them too."""
     wide = _for_tensor_cores(case)
     for one in (case,) if wide == case or backend.name not in _OTHER_KERNELS else (case, wide):
-        first = one.make()
-        inputs = {"q": first.q, "k": first.k, "v": first.v, **_differentiable(first)}
-        draws = {name: _draws(one, x.size, pooled_size) for name, x in inputs.items()}
+        draws = {name: _draws(one, grad, pooled_size) for name, grad in _true_gradients(one.make()).items()}
 
         def results(problem: Problem, draw: int, draws: dict[str, int] = draws) -> _Results:
             # Later draws are for small tensors alone: a few sinks would cost 16 backwards of everything.
@@ -39,7 +37,9 @@ def check(case: Case, backend: Any, *, pooled_size: int = 4096, deterministic: b
         _check(one, max(draws.values()), results)
 
 
-def _draws(case: Case, size: int, pooled_size: int) -> int:
+def _draws(case: Case, truth: Any, pooled_size: int) -> int:
+    """How many draws have `pooled_size` elements that can be wrong: what no query or key sees is exactly 0, or -inf."""
+    size = np.count_nonzero(np.isfinite(truth) & (truth != 0))
     if size == 0 or case.dtype == "float64":
         return 1
     # Rows that see few keys make tails of errors long: a single draw of thousands of elements is their luck, too.
@@ -55,7 +55,8 @@ def _for_tensor_cores(case: Case) -> Case:
 
 def check_forward(case: Case, backend: Any, *, pooled_size: int = 4096) -> None:
     """Forward and lse alone, against the oracle."""
-    draws = _draws(case, case.make().dlse.size, pooled_size)
+    first = case.make()
+    draws = _draws(case, reference.attention(first.q, first.k, first.v, **first.options)[1], pooled_size)
     _check(case, draws, lambda problem, draw: _forward_results(problem, backend))
 
 
@@ -79,8 +80,9 @@ def _forward_results(p: Problem, backend: Any) -> _Results:
     return _by_name(_NAMES[:2], got, truth, naive(p.q, p.k, p.v, p.q.dtype, p.precision, **p.options))
 
 
-def _differentiable(p: Problem) -> dict[str, np.ndarray]:
-    return {name: p.options[name] for name in ("bias", "sinks") if name in p.options}
+def _true_gradients(p: Problem) -> dict[str, np.ndarray]:
+    grads = reference.attention_bwd(p.dout, p.q, p.k, p.v, dlse=p.dlse, **p.options)
+    return {name: grad for name, grad in zip(("q", "k", "v", "bias", "sinks"), grads, strict=True) if grad is not None}
 
 
 def _results(p: Problem, backend: Any, wrt: tuple[str, ...], deterministic: bool) -> _Results:
