@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hostcuda import build
+from hostcuda.embedded import python_in
 from hostcuda.faults import FAULTS
 from oracles import installed
+
+from flashcupy.capi.build import bindings_dir
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent
@@ -46,8 +50,10 @@ def require_passes(done, at_least):
         (("test_gpu.py",), 9),
         (("test_gpu_lifetimes.py",), 7),
         (("test_device_masks.py", "test_device_masks_attention.py", "test_merge.py"), 80),
+        (("test_bad_input.py",), 76),
+        (("test_examples_sparse.py", "test_train_tiny_gpt.py"), 2),
     ],
-    ids=["gpu", "lifetimes", "masks"],
+    ids=["gpu", "lifetimes", "masks", "bad_input", "examples"],
 )
 def test_what_is_for_a_gpu_passes(files, passes):
     require_passes(run_tests(*(f"tests/{file}" for file in files)), passes)
@@ -76,3 +82,34 @@ def test_the_benchmark_measures(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     measured = re.findall(r"^\| flashcupy \| (\d+\.\d+) ", done.stdout, re.MULTILINE)
     assert len(measured) == 2, done.stdout
+
+
+@pytest.fixture(scope="module")
+def c_program(tmp_path_factory):
+    """bindings/examples/host_gpu.c, with a library that starts a Python over the stand-in."""
+    folder = tmp_path_factory.mktemp("c")
+    capi = [str(python_in(folder / "venv")), "-m", "flashcupy", "capi", "--prefix", str(folder / "capi")]
+    subprocess.run([*capi, "build"], check=True)
+    told = subprocess.run([*capi, "--cflags", "--libs"], check=True, capture_output=True, text=True).stdout
+    program = folder / "host_gpu"
+    compile_it = ["cc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "host_gpu.c", "-o", str(program)]
+    libraries = [*shlex.split(told), *build.flags(), "-lm", "-ldl"]
+    subprocess.run([*compile_it, *libraries], cwd=bindings_dir() / "examples", check=True)
+
+    def run_it(**variables):
+        environment = {"PATH": os.environ["PATH"], **variables}  # the emulator calls the compiler
+        return subprocess.run([str(program)], env=environment, cwd="/", capture_output=True, text=True, timeout=900)
+
+    return run_it
+
+
+def test_the_c_program_runs(c_program):
+    done = c_program()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "graph, two streams: all as expected" in done.stdout
+
+
+def test_the_c_program_sees_a_mistake(c_program):
+    done = c_program(HOSTCUDA_FAULT="launches go to the default stream")
+    assert done.returncode == 1
+    assert "causal_out: off by" in done.stderr, done.stderr

@@ -25,9 +25,11 @@ BUILD = FOLDER / "build"
 CYTHON = "cython>=3.1,<3.3"
 HEADERS = ("nvidia-cuda-runtime-cu12==12.9.*", "nvidia-cuda-nvcc-cu12==12.9.*")
 MODULE = "cupy_backends/cuda/api/runtime"
+CUBLAS, CUBLAS_MODULE = "libcublas.so.12", "cupy_backends/cuda/libs/cublas"
 
-# Functions of the runtime that the module refers to and the stand-in leaves out.
-_REST = "int %s(void) { return 801; /* cudaErrorNotSupported */ }\n"
+# Functions that CuPy's modules refer to and the stand-in leaves out; both libraries have statuses for them.
+_REST = "int %s(void) { return %d; }\n"
+_NOT_SUPPORTED, _CUBLAS_NOT_SUPPORTED = 801, 15
 
 _CYTHONIZE = """
 import sys
@@ -56,9 +58,10 @@ def site() -> Path:
     wheel = importlib.util.find_spec("cupy")
     if wheel is None or wheel.origin is None:
         raise UnavailableError("CuPy is not installed")
-    sources = [*sorted(FOLDER.glob("*.*pp")), *sorted((FOLDER / "include").rglob("*.*")), *sorted(FOLDER.glob("*.py"))]
+    sources = [*sorted(FOLDER.glob("*.*pp")), *sorted((FOLDER / "include").rglob("*.*")), Path(__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
-    digest.update(f"{wheel.origin} {_cupy_version()} {sys.version}".encode())
+    wheels = Path(wheel.origin).resolve().parent.parent
+    digest.update(f"{wheels} {_cupy_version()} {sys.version}".encode())
     target = BUILD / digest.hexdigest()[:16]
     BUILD.mkdir(exist_ok=True)
     with (BUILD / "lock").open("w") as lock:
@@ -67,7 +70,7 @@ def site() -> Path:
             for other in (path for path in BUILD.iterdir() if path.is_dir()):
                 shutil.rmtree(other)
             with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-                _make(Path(folder), Path(wheel.origin).parent.parent)
+                _make(Path(folder), wheels)
                 Path(folder, "done").rename(target)
     return target
 
@@ -75,6 +78,11 @@ def site() -> Path:
 def library() -> Path:
     """The stand-in for libcuda.so.1."""
     return site() / "libcuda.so.1"
+
+
+def flags() -> list[str]:
+    """What compiles and links a C program that calls the runtime, and makes it find the stand-in."""
+    return ["-isystem", str(site() / "include"), str(library()), f"-Wl,-rpath,{site()}"]
 
 
 def _cupy_version() -> str:
@@ -90,11 +98,14 @@ def _make(folder: Path, wheels: Path) -> None:
     includes = [f"-I{path}" for path in headers.glob("nvidia/*/include")]
     compiled = _compile_module(source, tools, [*includes, f"-I{sysconfig.get_path('include')}"], folder)
     _link(compiled, includes, folder, done)
+    _link_cublas(_only((wheels / CUBLAS_MODULE).parent, "cublas.cpython-*.so"), includes, folder, done)
     for name in ("cupy", "cupy_backends", "cupyx"):
         _mirror(wheels / name, done / name)
-    (module,) = (done / MODULE).parent.glob("runtime.cpython-*.so")
+    module = _only((done / MODULE).parent, "runtime.cpython-*.so")
     module.unlink()
     shutil.copy(folder / "runtime.so", module)
+    for path in headers.glob("nvidia/*/include"):
+        shutil.copytree(path, done / "include", dirs_exist_ok=True)
 
 
 def _mirror(source: Path, target: Path) -> None:
@@ -134,20 +145,44 @@ def _compile_module(source: Path, tools: Path, includes: list[str], folder: Path
 
 
 def _link(module: Path, includes: list[str], folder: Path, done: Path) -> None:
-    objects = []
-    for path in sorted(FOLDER.glob("*.cpp")):
-        objects.append(folder / f"{path.stem}_own.o")
-        _run("g++", "-O1", "-std=c++17", "-fPIC", "-w", *includes, "-c", path, "-o", objects[-1])
-    wanted, given = _symbols("--undefined-only", module), _symbols("--defined-only", *objects)
-    rest = folder / "rest.c"
-    rest.write_text("".join(_REST % name for name in sorted(wanted - given) if name.startswith("cuda")))
+    objects = [_compile_own(name, includes, folder) for name in ("runtime", "driver")]
+    rest = _rest(
+        "cuda", _NOT_SUPPORTED, _symbols("--undefined-only", module) - _symbols("--defined-only", *objects), folder
+    )
     library = done / "libcuda.so.1"
     _run("g++", "-shared", "-fPIC", *objects, "-x", "c", rest, "-o", library, "-Wl,-soname,libcuda.so.1", "-ldl")
     _run("g++", "-shared", module, "-o", folder / "runtime.so", library, "-Wl,-rpath,$ORIGIN/../../..")
 
 
-def _symbols(which: str, *objects: Path) -> set[str]:
-    return {line.split()[-1] for line in _run("nm", which, *objects).splitlines() if len(line.split()) > 1}
+def _link_cublas(user: Path, includes: list[str], folder: Path, done: Path) -> None:
+    own = _compile_own("cublas", includes, folder)
+    wanted = {name.partition("@")[0] for name in _symbols("-D", "--undefined-only", user)}
+    rest = _rest("cublas", _CUBLAS_NOT_SUPPORTED, wanted - _symbols("--defined-only", own), folder)
+    versions = folder / "cublas.map"
+    versions.write_text(f"{CUBLAS} {{ global: cublas*; local: *; }};\n")
+    options = (f"-Wl,-soname,{CUBLAS}", f"-Wl,--version-script={versions}", "-Wl,-rpath,$ORIGIN")
+    _run("g++", "-shared", "-fPIC", own, done / "libcuda.so.1", "-x", "c", rest, "-o", done / CUBLAS, *options)
+
+
+def _compile_own(name: str, includes: list[str], folder: Path) -> Path:
+    target = folder / f"{name}_own.o"
+    _run("g++", "-O2", "-std=c++17", "-fPIC", "-w", *includes, "-c", FOLDER / f"{name}.cpp", "-o", target)
+    return target
+
+
+def _rest(prefix: str, status: int, names: set[str], folder: Path) -> Path:
+    source = folder / f"{prefix}_rest.c"
+    source.write_text("".join(_REST % (name, status) for name in sorted(names) if name.startswith(prefix)))
+    return source
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def _symbols(*arguments: str | Path) -> set[str]:
+    return {line.split()[-1] for line in _run("nm", *arguments).splitlines() if len(line.split()) > 1}
 
 
 def _pip(*arguments: object, environment: dict[str, str] | None = None) -> None:

@@ -20,7 +20,8 @@ _COMPILER = ("g++", "-std=c++17", "-O1", "-w", "-fpermissive", "-fPIC", "-shared
 _ELEMENTS = {"bool": "?", "signed char": "b", "unsigned char": "B", "short": "h", "unsigned short": "H", "int": "i"}
 _ELEMENTS |= {"unsigned int": "I", "long": "l", "unsigned long": "L", "long long": "q", "unsigned long long": "Q"}
 _ELEMENTS |= {"ptrdiff_t": "q", "size_t": "Q", "float16": "e", "float": "f", "double": "d"}
-_REDUCTIONS = {"max": np.max, "min": np.min, "sum": np.sum, "all": np.all, "any": np.any}
+_REDUCTIONS = {"max": np.max, "min": np.min, "sum": np.sum, "mean": np.mean, "all": np.all, "any": np.any}
+_REDUCTIONS |= {"argmax": np.argmax, "argmin": np.argmin}
 
 _UNIT = """#include <host.hpp>
 {source}
@@ -78,13 +79,15 @@ class CupyKernel:
 
     def _reduce(self, source: np.ndarray, out: np.ndarray) -> None:
         """The axes that are reduced come first."""
-        function = _REDUCTIONS[re.sub("^cupy_a?(?=max|min|sum|all|any)", "", self.name)]
+        name = self.name.removeprefix("cupy_")
+        function = _REDUCTIONS.get(name) or _REDUCTIONS[name.removeprefix("a")]
         out[...] = function(source.reshape(-1, max(1, out.size)), axis=0).reshape(out.shape)
 
     @functools.cached_property
     def _compiled(self) -> ctypes.CDLL:
         unit = _UNIT.format(source=self._source, name=self.name)
-        library = build.site() / f"{hashlib.sha256(unit.encode()).hexdigest()[:16]}.so"
+        digest = hashlib.sha256(f"{_COMPILER} {unit}".encode()).hexdigest()
+        library = build.site() / f"{digest[:16]}.so"
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=build.site()) as folder:  # several processes may be at it
                 source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")

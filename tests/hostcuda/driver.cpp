@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kMostParameters = 64;
 constexpr int kStaticShared = 48 << 10;
-constexpr int kMostShared = 163 << 10;
 
 // Finds a kernel: returns its number, or 0, and the bytes of its parameters, of which -1 ends the list.
 int (*find_kernel)(const char* module, const char* name, int* sizes) = nullptr;

@@ -34,7 +34,7 @@ _RUN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, *[ctypes.c_uint] * 3, ctypes
 _KNOW = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
 
 # Races between threads are for the tests that run the emulator by itself.
-_emulator = EmuDevice(settings=Settings(detect_races=False), compute_capability=(8, 0))
+_emulator = EmuDevice(settings=Settings(detect_races=False), compute_capability=(9, 0))
 _numbers = itertools.count(1)
 _kernels: dict[int, Callable[..., Any]] = {}
 _regions: dict[int, int] = {}
@@ -118,7 +118,9 @@ def install() -> None:
     os.environ |= {"CUPY_CACHE_DIR": f"{folder}/cupy", "FLASHCUPY_CACHE_DIR": f"{folder}/flashcupy"}
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's reductions are compiled into CuPy
     ctypes.CDLL(str(build.library()), ctypes.RTLD_GLOBAL).hostcuda_connect(*_callbacks)
+    ctypes.CDLL(str(build.site() / build.CUBLAS), ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(build.site()))
+    importlib.import_module(build.CUBLAS_MODULE.replace("/", "."))  # before CuPy looks for NVIDIA's files
     compiler = importlib.import_module("cupy.cuda.compiler")
     compiler._compile_using_nvrtc_no_warning = _compile_for_cupy
     cupy_device.nvrtc_compile = _compile_for_emulator

@@ -1,4 +1,4 @@
-// What CuPy calls of the CUDA runtime, as its reference has it; the rest returns cudaErrorNotSupported.
+// What CuPy and programs call of the CUDA runtime, as its reference has it; the rest returns cudaErrorNotSupported.
 #include <cstdio>
 
 #include "memory.hpp"
@@ -20,6 +20,12 @@ cudaError_t not_while_capturing(const StreamPtr& stream) {
 }
 
 }  // namespace
+
+// For libraries of CUDA beside the runtime.
+cudaError_t hostcuda_enqueue(cudaStream_t stream, Action action) {
+    const Turn turn;
+    return enqueue(find(stream), std::move(action));
+}
 
 extern "C" {
 
@@ -46,15 +52,15 @@ const char* cudaGetErrorName(cudaError_t error) {
 }
 const char* cudaGetErrorString(cudaError_t) { return "see the reference of the CUDA runtime"; }
 
-// One of compute capability 8.0, as the emulator's.
 cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* properties, int device) {
     if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
     *properties = {};
     snprintf(properties->name, sizeof properties->name, "host memory");
-    properties->major = 8;
-    properties->multiProcessorCount = 108;
+    properties->major = kMajor;
+    properties->minor = kMinor;
+    properties->multiProcessorCount = kMultiprocessors;
     properties->sharedMemPerBlock = 48 << 10;
-    properties->sharedMemPerBlockOptin = 163 << 10;
+    properties->sharedMemPerBlockOptin = kMostShared;
     properties->totalGlobalMem = kCapacity;
     properties->warpSize = 32;
     properties->maxThreadsPerBlock = 1024;
@@ -62,8 +68,9 @@ cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* properties, int device) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     switch (attribute) {
-        case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
-        case cudaDevAttrMultiProcessorCount: *value = 108; break;
+        case cudaDevAttrComputeCapabilityMajor: *value = kMajor; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = kMinor; break;
+        case cudaDevAttrMultiProcessorCount: *value = kMultiprocessors; break;
         case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
         default: *value = 0;
     }
@@ -155,6 +162,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t strea
         return cudaSuccess;
     });
 }
+cudaError_t cudaMemset(void* to, int value, size_t size) { return cudaMemsetAsync(to, value, size, nullptr); }
 
 // Streams
 
@@ -267,6 +275,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
     *executable = reinterpret_cast<cudaGraphExec_t>(new Graph(*reinterpret_cast<Graph*>(graph)));
     return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags) {
+    return cudaGraphInstantiate(executable, graph, flags);
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t handle) {
     const Turn turn;

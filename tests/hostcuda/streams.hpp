@@ -16,6 +16,9 @@
 namespace hostcuda {
 
 constexpr int kDevices = 2;
+// Those of an H100, as of the emulator's device in preload.py.
+constexpr int kMajor = 9, kMinor = 0, kMultiprocessors = 132;
+constexpr int kMostShared = 227 << 10;
 
 inline std::recursive_mutex mutex;
 
