@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -253,10 +254,11 @@ def test_a_section_writes_samples_table_and_plot(section, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_the_time_did_not_reach_is_left_out(section, monkeypatch, tmp_path):
-    clock = iter(range(100))
+def test_what_the_time_did_not_reach_is_left_out(section, monkeypatch, tmp_path, capsys):
+    clock = iter(range(1000, 1100))
     monkeypatch.setattr(command.time, "monotonic", lambda: float(next(clock)))
-    rows = command.run(items(16, 24, 32), HostGpu(), tmp_path, 4.0)
+    rows = command.run(items(16, 24, 32), HostGpu(), tmp_path, 1004.0)
+    assert re.match(r" +\d\.\d s  forward: float32 D=16 ", capsys.readouterr().out)
     written = json.loads((tmp_path / "result.json").read_text())
     assert 1 <= len(rows) < 3
     assert len(rows) + len(written["left_out"]) == 3

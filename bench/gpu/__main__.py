@@ -68,14 +68,14 @@ def run(items: Iterable[Item], gpu: Gpu, folder: Path, deadline: float) -> list[
     tried: set[str] = set()
     environment["matmul_tflops"] = rates
     rows: list[GpuRow] = []
-    todo = list(items)
+    todo, start = list(items), time.monotonic()
     while todo and time.monotonic() < deadline:
         item = todo.pop(0)
         name = report.rate_name(item.problem.record())
         if name not in tried:
             tried.add(name)
             rates.update(limits.matmul_rates(gpu, {name}))
-        print(f"{time.monotonic():9.1f} s  {item.name}", flush=True)
+        print(f"{time.monotonic() - start:9.1f} s  {item.name}", flush=True)
         rows.append(measure(item.group, item.problem, item.candidates, gpu, item.share * ROW_SECONDS, item.timer))
         report.write(rows, environment, [item.name for item in todo], folder)
     print((folder / "table.md").read_text())
