@@ -40,8 +40,9 @@ train: $(VENV)/.installed-demo
 sparse: $(VENV)/.installed-demo
 	$(BIN)/python examples/block_topk.py --output $(DEMO_OUTPUT) $(ARGS)
 
-# Several processes share the cores: threads of BLAS that wait for one would spin, and take it from the others.
-PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+# Several processes share the cores: threads of BLAS that wait for one would spin, and take it from the others. Neighbours
+# share kernels and what fixtures make, so each process begins with a stretch of tests; one that is done takes of others'.
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" $(ARGS)
